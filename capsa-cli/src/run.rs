@@ -73,7 +73,9 @@ pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, CliError> {
     let user = settings.user.as_deref();
     let password = password.and_then(Result::ok);
     let words = arguments.guest_command.as_ref().filter(|_| has_job);
-    let job = words.map(|words| JobPlan::new(words, user, password, options.tty)).transpose()?;
+    let job = words
+        .map(|words| JobPlan::new(words, user, password, options.tty, options.via))
+        .transpose()?;
     // Before any file is created: a running VM with this name may write the same log.
     let name_lock = settings.name.as_deref().map(running::reserve_name).transpose()?;
     let plan = vm.launch_plan();
@@ -169,7 +171,7 @@ fn has_job(arguments: &Arguments, settings: &mut Settings) -> Result<bool, CliEr
         return Err(usage("-- COMMAND needs --console enabled, its default", command));
     }
     // Its words are checked first: a mistake in them is one of the command line.
-    JobPlan::new(words, None, None, false)?;
+    JobPlan::new(words, None, None, false, None)?;
     if settings.options.tty && !settings.options.dry_run {
         check_terminal(settings.options.json)?;
     }

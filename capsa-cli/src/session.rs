@@ -7,6 +7,8 @@
 //!
 //! The rule: nothing here blocks except that poll.
 
+mod agent_job;
+mod command;
 pub(crate) mod job;
 pub(crate) mod outcome;
 mod published;
@@ -20,14 +22,15 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use capsa::embed::DEFAULT_GRACE;
-use capsa::embed::{Vm, VmEvent};
-use capsa::{ConsoleMode, EndedBy, VmStatus};
+use capsa::embed::{OutputStream, Vm, VmEvent};
+use capsa::{EndedBy, VmStatus};
 use capsa_io::facts;
 use capsa_io::run_dir::NameLock;
 use nix::sys::signal::{Signal, raise};
 use serde_json::json;
 
-use self::job::{Job, JobEvent, JobPlan};
+use self::command::GuestCommand;
+use self::job::JobPlan;
 use self::outcome::RunOutcome;
 use self::published::RUN_DIR_CHECK;
 use self::recorder::FileRecorder;
@@ -40,7 +43,7 @@ use crate::running::{ClientCommand, ControlServer, ControlSource};
 use crate::stdio::Stdio;
 use crate::stdio::escape::EscapeCommand;
 use crate::stdio::input::StdinWriter;
-use crate::stdio::output::StdoutWriter;
+use crate::stdio::output::OutputWriter;
 use crate::stdio::poll_set::PollSet;
 use crate::values::VsockRelay;
 
@@ -106,15 +109,15 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
     if let Some(recorder) = &mut session.recorder {
         recorder.finish(&mut session.vm, report.as_ref(), reporter);
     }
-    let ends_line = session.output().is_some_and(StdoutWriter::is_mid_line);
+    let ends_line = session.output().is_some_and(OutputWriter::is_mid_line);
     let unwritten = session.unwritten();
-    let is_lossy = session.output().is_some_and(StdoutWriter::is_lossy);
+    let is_lossy = session.output().is_some_and(OutputWriter::is_lossy);
     let stall = session.stop.stall_timeout();
     let RunLoop { vm, stdio, signal, job, control, .. } = session;
     let console_was_shown = stdio.is_some();
     // Restores the terminal before the final messages.
     drop(stdio);
-    let job = job.map(Job::into_report);
+    let job = job.map(GuestCommand::into_report);
     driven.map_err(|error| {
         CliError::new(failure::HYPERVISOR, format!("cannot continue to run the VM: {error}"))
     })?;
@@ -166,6 +169,7 @@ enum SessionSource {
     Vm,
     Input,
     Output,
+    ErrorOutput,
     Log,
     Control(ControlSource),
     Relay(usize),
@@ -176,7 +180,9 @@ struct RunLoop<'r> {
     signals: Signals,
     stdio: Option<Stdio>,
     recorder: Option<FileRecorder>,
-    job: Option<Job>,
+    job: Option<GuestCommand>,
+    /// The command's output is kept for the JSON document.
+    keeps_output: bool,
     control: Option<ControlServer>,
     relays: Relays,
     reporter: &'r Reporter,
@@ -227,7 +233,7 @@ impl<'r> RunLoop<'r> {
         let relays = Relays::listen(&plan.relays, &mut vm)?;
         // Before the terminal becomes raw, so that no signal ends this program while it is raw.
         let signals = Signals::install().map_err(failed)?;
-        let job = plan.job.map(|job| Job::new(job, plan.json, &mut vm));
+        let job = plan.job.map(|job| GuestCommand::new(job, plan.json, &mut vm));
         let job = job.transpose().map_err(failed)?;
         let mut session = Self {
             vm,
@@ -235,6 +241,7 @@ impl<'r> RunLoop<'r> {
             stdio: None,
             recorder,
             job,
+            keeps_output: plan.json,
             control: None,
             relays,
             reporter,
@@ -262,9 +269,14 @@ impl<'r> RunLoop<'r> {
     }
 
     /// The writer to standard output, of the console or of the job.
-    fn output(&self) -> Option<&StdoutWriter> {
-        let of_job = || self.job.as_ref().and_then(Job::output);
+    fn output(&self) -> Option<&OutputWriter> {
+        let of_job = || self.job.as_ref()?.output(OutputStream::Stdout);
         self.stdio.as_ref().map(|stdio| &stdio.output).or_else(of_job)
+    }
+
+    /// The writer to standard error, of the job.
+    fn error_output(&self) -> Option<&OutputWriter> {
+        self.job.as_ref()?.output(OutputStream::Stderr)
     }
 
     /// Starts the VM, and publishes it before the name lock is released.
@@ -287,7 +299,8 @@ impl<'r> RunLoop<'r> {
                 ended.get_or_insert_with(Instant::now);
             }
             self.move_bytes();
-            let is_written = self.output().is_none_or(StdoutWriter::is_empty);
+            let outputs = [self.output(), self.error_output()];
+            let is_written = outputs.into_iter().flatten().all(OutputWriter::is_empty);
             if is_written {
                 last_progress = Instant::now();
             }
@@ -299,7 +312,10 @@ impl<'r> RunLoop<'r> {
             for request in self.signals.take() {
                 self.on_signal(request);
             }
-            if ready.contains(&SessionSource::Output) {
+            if [SessionSource::Output, SessionSource::ErrorOutput]
+                .iter()
+                .any(|it| ready.contains(it))
+            {
                 last_progress = Instant::now();
             }
             for source in ready {
@@ -347,7 +363,7 @@ impl<'r> RunLoop<'r> {
 
     /// Bytes that standard output has not accepted.
     fn unwritten(&mut self) -> usize {
-        let buffered = self.output().map_or(0, StdoutWriter::unwritten);
+        let buffered = self.output().map_or(0, OutputWriter::unwritten);
         buffered + self.stdio.as_ref().map_or(0, |stdio| stdio.untaken(&mut self.vm))
     }
 
@@ -373,6 +389,9 @@ impl<'r> RunLoop<'r> {
         }
         if let Some(output) = self.output().filter(|output| !output.is_empty()) {
             poll_set.writable(SessionSource::Output, output.as_fd());
+        }
+        if let Some(output) = self.error_output().filter(|output| !output.is_empty()) {
+            poll_set.writable(SessionSource::ErrorOutput, output.as_fd());
         }
         if let Some(recorder) = self.recorder.as_ref().filter(|_| !has_ended) {
             recorder.register(&mut poll_set, SessionSource::Log);
@@ -403,7 +422,12 @@ impl<'r> RunLoop<'r> {
                 if let Some(stdio) = &mut self.stdio {
                     stdio.output.on_writable();
                 } else if let Some(job) = &mut self.job {
-                    job.on_writable();
+                    job.on_writable(OutputStream::Stdout);
+                }
+            }
+            SessionSource::ErrorOutput => {
+                if let Some(job) = &mut self.job {
+                    job.on_writable(OutputStream::Stderr);
                 }
             }
             SessionSource::Input if has_ended => {}
@@ -504,45 +528,11 @@ impl<'r> RunLoop<'r> {
                 let event = self.job.as_mut().and_then(|job| job.on_ended(&mut self.vm, wait));
                 self.on_job_event(event);
             }
+            VmEvent::Agent(event) => {
+                let event = self.job.as_mut().and_then(|job| job.on_agent(&mut self.vm, event));
+                self.on_job_event(event);
+            }
             _ => {}
-        }
-    }
-
-    /// The status line of a VM that has just begun to run.
-    fn running_text(&self) -> &'static str {
-        let console = self.vm.launch_plan().console();
-        match self.job {
-            Some(_) => "waiting for the guest's shell",
-            None if self.stdio.is_some() => "waiting for console output",
-            None if console == ConsoleMode::Disabled => {
-                "running without a console; Ctrl-C asks the guest to power off"
-            }
-            None => "running; Ctrl-C asks the guest to power off",
-        }
-    }
-
-    fn on_job_event(&mut self, event: Option<JobEvent>) {
-        match event {
-            None => {}
-            Some(JobEvent::LoggedIn) => {
-                self.reporter.event("prompt", json!({}));
-                self.reporter.status(Some("running the command"));
-            }
-            Some(JobEvent::Output) => self.reporter.status(None),
-            Some(JobEvent::Finished) => {
-                self.job_finished = Some(Instant::now());
-                self.reporter.status(Some("stopping"));
-                let limit = SHUTDOWN_TIMEOUT.min(self.grace / 2);
-                let job = self.job.as_mut().filter(|_| self.vm.status() == VmStatus::Running);
-                if !job.is_some_and(|job| job.shut_down(&mut self.vm, limit)) {
-                    self.on_job_event(Some(JobEvent::ShutdownEnded));
-                }
-            }
-            Some(JobEvent::ShutdownEnded) => {
-                let elapsed = self.job_finished.map_or(Duration::ZERO, |at| at.elapsed());
-                // Fails only for a VM that was never started, and this one was.
-                let _ = self.vm.stop_with_timeout(self.grace.saturating_sub(elapsed));
-            }
         }
     }
 
@@ -551,7 +541,9 @@ impl<'r> RunLoop<'r> {
             SignalRequest::Stop(signal) => match self.signal {
                 None => {
                     self.signal = Some((signal, Instant::now()));
-                    self.stop(self.grace);
+                    if !self.job.as_ref().is_some_and(|job| job.signal(&mut self.vm, signal)) {
+                        self.stop(self.grace);
+                    }
                 }
                 Some((_, first)) if first.elapsed() < SIGNAL_WINDOW => {}
                 Some(_) => self.kill(),
@@ -559,6 +551,11 @@ impl<'r> RunLoop<'r> {
             SignalRequest::Kill(signal) => {
                 self.signal.get_or_insert((signal, Instant::now()));
                 self.kill();
+            }
+            SignalRequest::Resize => {
+                if let Some(job) = &self.job {
+                    job.resize(&mut self.vm);
+                }
             }
             SignalRequest::Suspend => {
                 self.reporter.clear();
@@ -591,8 +588,8 @@ impl<'r> RunLoop<'r> {
 /// Standard input, if the guest has it.
 fn input_of<'a>(
     stdio: &'a mut Option<Stdio>,
-    job: &'a mut Option<Job>,
+    job: &'a mut Option<GuestCommand>,
 ) -> Option<&'a mut StdinWriter> {
-    let of_job = job.as_mut().and_then(Job::input_mut);
+    let of_job = job.as_mut().and_then(GuestCommand::input_mut);
     stdio.as_mut().map(|stdio| &mut stdio.input).or(of_job)
 }

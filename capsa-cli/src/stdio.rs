@@ -15,25 +15,25 @@ use std::io::{self, IsTerminal};
 use capsa::embed::{ReaderId, Vm};
 
 use crate::reporter::Reporter;
-use crate::stdio::input::StdinWriter;
-use crate::stdio::output::StdoutWriter;
+use crate::stdio::input::{InputTarget, StdinWriter};
+use crate::stdio::output::OutputWriter;
 
 /// Standard input and output, with the bytes between them and the guest.
 #[derive(Debug)]
 pub(crate) struct Stdio {
     reader: ReaderId,
     pub(crate) input: StdinWriter,
-    pub(crate) output: StdoutWriter,
+    pub(crate) output: OutputWriter,
 }
 
 impl Stdio {
     /// Uses standard input and output. A terminal becomes raw.
     pub(crate) fn new(reader: ReaderId, reporter: &Reporter) -> io::Result<Self> {
-        let output = StdoutWriter::new()?;
+        let output = OutputWriter::new()?;
         if io::stdin().is_terminal() && io::stderr().is_terminal() {
             reporter.info("Ctrl-] q asks the guest to power off, Ctrl-] k kills the VM");
         }
-        Ok(Self { reader, input: StdinWriter::new()?, output })
+        Ok(Self { reader, input: StdinWriter::new(InputTarget::Console)?, output })
     }
 
     /// Moves pending bytes both ways. Output is taken while at most `buffer` bytes of it wait.

@@ -104,7 +104,8 @@ pub use capsa_io::vsock::{
     PortListener as VsockPortListener,
 };
 pub use capsa_proto::agent::protocol::{
-    CommandSpec, Operation, OperationEnd, OutputStream, TerminalSize, WriteMode,
+    CommandSpec, MountSpec, Operation, OperationEnd, OutputStream, PowerAction, TerminalSize,
+    WriteMode,
 };
 pub use capsa_proto::agent::{
     AgentError, AgentEvent, AgentState, AgentViolation, OperationHandle, OperationRefused,

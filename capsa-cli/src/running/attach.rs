@@ -19,7 +19,7 @@ use crate::reporter::Reporter;
 use crate::session::signals::{SignalRequest, Signals};
 use crate::settings::ProgressMode;
 use crate::stdio::escape::{EscapeCommand, EscapeParser};
-use crate::stdio::output::StdoutWriter;
+use crate::stdio::output::OutputWriter;
 use crate::stdio::poll_set::PollSet;
 use crate::stdio::terminal::RawTerminal;
 
@@ -66,7 +66,7 @@ pub(crate) fn console(arguments: &Arguments) -> Result<u8, CliError> {
 struct Attachment {
     stream: UnixStream,
     signals: Signals,
-    output: StdoutWriter,
+    output: OutputWriter,
     terminal: Option<RawTerminal>,
     escape: EscapeParser,
     input_open: bool,
@@ -90,7 +90,7 @@ impl Attachment {
         stream.set_nonblocking(true)?;
         // Before the terminal becomes raw, so that no signal ends this program while it is raw.
         let signals = Signals::install()?;
-        let mut output = StdoutWriter::new()?;
+        let mut output = OutputWriter::new()?;
         output.put(first_output);
         Ok(Self {
             stream,
@@ -198,6 +198,8 @@ impl Attachment {
     fn handle_signals(&mut self) -> Option<u8> {
         for request in self.signals.take() {
             match request {
+                // A serial console has no size.
+                SignalRequest::Resize => {}
                 SignalRequest::Stop(signal) | SignalRequest::Kill(signal) => {
                     return Some(SIGNAL + signal);
                 }

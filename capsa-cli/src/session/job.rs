@@ -20,8 +20,9 @@ use rustix::termios::tcgetwinsize;
 use crate::commands::Subcommand;
 use crate::failure::CliError;
 use crate::flags::usage;
-use crate::stdio::input::StdinWriter;
-use crate::stdio::output::StdoutWriter;
+use crate::settings::CommandRoute;
+use crate::stdio::input::{InputTarget, StdinWriter};
+use crate::stdio::output::OutputWriter;
 
 /// Output beyond this is left out of the JSON document.
 const MAX_KEPT: usize = 16 << 20;
@@ -29,11 +30,16 @@ const MAX_KEPT: usize = 16 << 20;
 /// The command to run, and the user to log in as.
 #[derive(Debug)]
 pub(crate) struct JobPlan {
+    pub(super) words: Vec<String>,
+    /// The words as a line for a shell.
     line: String,
-    user: String,
+    /// The user, if one was named.
+    pub(super) named_user: Option<String>,
     password: Option<String>,
-    /// The command has the guest's terminal.
-    on_terminal: bool,
+    /// The command has a terminal.
+    pub(super) on_terminal: bool,
+    /// How the command must run, if that was given.
+    pub(super) route: Option<CommandRoute>,
 }
 
 impl JobPlan {
@@ -43,6 +49,7 @@ impl JobPlan {
         user: Option<&str>,
         password: Option<String>,
         on_terminal: bool,
+        route: Option<CommandRoute>,
     ) -> Result<Self, CliError> {
         let invalid = |what: &str| usage(what, Some(Subcommand::Run));
         let words: Option<Vec<&str>> = words.iter().map(|word| word.to_str()).collect();
@@ -51,10 +58,12 @@ impl JobPlan {
             return Err(invalid("missing the command after --"));
         }
         Ok(Self {
-            line: shell_words::join(words),
-            user: user.unwrap_or("root").to_owned(),
+            line: shell_words::join(&words),
+            words: words.into_iter().map(ToOwned::to_owned).collect(),
+            named_user: user.map(ToOwned::to_owned),
             password,
             on_terminal,
+            route,
         })
     }
 
@@ -91,8 +100,10 @@ pub(crate) enum JobEnd {
 #[derive(Debug)]
 pub(crate) struct JobReport {
     pub(crate) end: JobEnd,
-    /// The output, with `--json`.
+    /// The standard output, with `--json`; of a command on the console, both outputs.
     pub(crate) output: Option<Vec<u8>>,
+    /// The standard error, with `--json`, if it is apart.
+    pub(crate) error_output: Option<Vec<u8>>,
     /// Some of the output is lost.
     pub(crate) truncated: bool,
 }
@@ -124,17 +135,63 @@ enum JobState {
     Finished(JobEnd),
 }
 
-/// Where the output goes.
+/// Where an output goes.
 #[derive(Debug)]
-enum OutputSink {
-    Stdout(StdoutWriter),
+pub(super) enum OutputSink {
+    Stream(OutputWriter),
     Kept(Vec<u8>),
 }
 
+impl OutputSink {
+    pub(super) fn stream(&self) -> Option<&OutputWriter> {
+        match self {
+            Self::Stream(output) => Some(output),
+            Self::Kept(_) => None,
+        }
+    }
+
+    pub(super) fn on_writable(&mut self) {
+        if let Self::Stream(output) = self {
+            output.on_writable();
+        }
+    }
+
+    /// Whether at most `buffer` bytes wait for a slow reader.
+    pub(super) fn has_room(&self, buffer: usize) -> bool {
+        self.stream().is_none_or(|output| output.unwritten() <= buffer)
+    }
+
+    /// Adds bytes. `false` if some are lost, because no more are kept.
+    pub(super) fn put(&mut self, bytes: Vec<u8>) -> bool {
+        match self {
+            Self::Stream(output) => {
+                output.put(bytes);
+                true
+            }
+            Self::Kept(kept) => {
+                let room = MAX_KEPT.saturating_sub(kept.len()).min(bytes.len());
+                kept.extend_from_slice(&bytes[..room]);
+                room == bytes.len()
+            }
+        }
+    }
+
+    pub(super) fn into_kept(self) -> Option<Vec<u8>> {
+        match self {
+            Self::Kept(bytes) => Some(bytes),
+            Self::Stream(_) => None,
+        }
+    }
+}
+
 /// Progress of a job, for the reporter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum JobEvent {
     LoggedIn,
+    /// The agent has started the command.
+    Begun,
+    /// The agent does not answer, for this reason, and has run nothing.
+    AgentSilent(String),
     Output,
     Finished,
     /// The command that shuts the guest down has ended. The guest may still run.
@@ -147,7 +204,7 @@ impl Job {
         let sink = if kept {
             OutputSink::Kept(Vec::new())
         } else {
-            OutputSink::Stdout(StdoutWriter::new()?)
+            OutputSink::Stream(OutputWriter::new()?)
         };
         let reader = vm.add_reader();
         Ok(Self {
@@ -173,18 +230,13 @@ impl Job {
     }
 
     /// The writer to standard output, unless the output is kept.
-    pub(crate) fn output(&self) -> Option<&StdoutWriter> {
-        match &self.sink {
-            OutputSink::Stdout(output) => Some(output),
-            OutputSink::Kept(_) => None,
-        }
+    pub(crate) fn output(&self) -> Option<&OutputWriter> {
+        self.sink.stream()
     }
 
     /// Writes to standard output, which is ready.
     pub(crate) fn on_writable(&mut self) {
-        if let OutputSink::Stdout(output) = &mut self.sink {
-            output.on_writable();
-        }
+        self.sink.on_writable();
     }
 
     /// Forwards the command's output while at most `buffer` bytes wait for standard output. Otherwise
@@ -198,14 +250,12 @@ impl Job {
         if let Some(input) = &mut self.input {
             input.transfer(vm);
         }
-        if let OutputSink::Stdout(output) = &self.sink {
-            if output.is_broken() {
-                vm.cancel(run);
-                return self.finish(JobEnd::OutputClosed);
-            }
-            if output.unwritten() > buffer {
-                return None;
-            }
+        if self.sink.stream().is_some_and(OutputWriter::is_broken) {
+            vm.cancel(run);
+            return self.finish(JobEnd::OutputClosed);
+        }
+        if !self.sink.has_room(buffer) {
+            return None;
         }
         let bytes = vm.take_output(run);
         if bytes.is_empty() {
@@ -213,7 +263,7 @@ impl Job {
         }
         self.put(bytes);
         if self.plan.on_terminal && self.input.is_none() {
-            match StdinWriter::new() {
+            match StdinWriter::new(InputTarget::Console) {
                 Ok(input) => self.input = Some(input),
                 Err(error) => {
                     vm.cancel(run);
@@ -243,7 +293,8 @@ impl Job {
         if !matches!(self.state, JobState::Starting) || vm.status() != VmStatus::Running {
             return None;
         }
-        let JobPlan { user, password, .. } = &self.plan;
+        let JobPlan { named_user, password, .. } = &self.plan;
+        let user = named_user.as_deref().unwrap_or("root");
         let started = vm.login(self.reader, user, password.as_deref(), None::<Duration>);
         self.enter(started, JobState::LoggingIn)
     }
@@ -312,11 +363,8 @@ impl Job {
                 JobEnd::Failed("the VM ended before the command finished".into())
             }
         };
-        let output = match self.sink {
-            OutputSink::Kept(bytes) => Some(bytes),
-            OutputSink::Stdout(_) => None,
-        };
-        JobReport { end, output, truncated: self.truncated }
+        let output = self.sink.into_kept();
+        JobReport { end, output, error_output: None, truncated: self.truncated }
     }
 
     fn run(&mut self, vm: &mut Vm) -> Option<JobEvent> {
@@ -332,14 +380,7 @@ impl Job {
             self.begin_expected = false;
             bytes.remove(0);
         }
-        match &mut self.sink {
-            OutputSink::Stdout(output) => output.put(bytes),
-            OutputSink::Kept(kept) => {
-                let room = MAX_KEPT.saturating_sub(kept.len()).min(bytes.len());
-                kept.extend_from_slice(&bytes[..room]);
-                self.truncated |= room < bytes.len();
-            }
-        }
+        self.truncated |= !self.sink.put(bytes);
     }
 
     fn enter(
@@ -375,12 +416,11 @@ mod tests {
     #[test]
     fn job_line_keeps_its_words() {
         let words = ["sh", "-c", "echo 'a b'; exit 7", ""].map(Into::into);
-        let plan = JobPlan::new(&words, None, None, false).unwrap();
+        let plan = JobPlan::new(&words, None, None, false, None).unwrap();
         assert_eq!(
             shell_words::split(&plan.line).unwrap(),
             words.map(|w| w.into_string().unwrap())
         );
-        assert_eq!(plan.user, "root");
     }
 
     #[test]
@@ -388,7 +428,7 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
         let raw = std::ffi::OsString::from_vec(b"\xff".to_vec());
         for words in [vec![], vec![raw]] {
-            assert_eq!(JobPlan::new(&words, None, None, false).unwrap_err().code, 2);
+            assert_eq!(JobPlan::new(&words, None, None, false, None).unwrap_err().code, 2);
         }
     }
 }

@@ -54,11 +54,14 @@ impl RunOutcome {
             "time_limit": self.report.time_limit,
             "steps": steps,
         });
-        if let Some(JobReport { end, output, truncated }) = &self.job {
+        if let Some(JobReport { end, output, error_output, truncated }) = &self.job {
             let status = if let JobEnd::Exited(status) = end { Some(status) } else { None };
             outcome["command"] = json!({"status": status, "truncated": truncated});
             if let Some(output) = output {
                 outcome["command"]["output"] = String::from_utf8_lossy(output).into();
+            }
+            if let Some(output) = error_output {
+                outcome["command"]["error_output"] = String::from_utf8_lossy(output).into();
             }
         }
         outcome
@@ -247,7 +250,7 @@ mod tests {
             (report(EndedBy::Owner), None, JobEnd::OutputClosed, 0),
             (report(EndedBy::GuestPanic), None, JobEnd::OutputClosed, 115),
         ] {
-            let job = JobReport { end: job, output: None, truncated: false };
+            let job = JobReport { end: job, output: None, error_output: None, truncated: false };
             let outcome = RunOutcome { report, signal, job: Some(job) };
             assert_eq!(outcome.code(), want, "{outcome:?}");
         }

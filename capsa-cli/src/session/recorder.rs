@@ -19,7 +19,7 @@ use rustix::termios::tcgetwinsize;
 
 use crate::failure::{CONFIG, CliError};
 use crate::reporter::Reporter;
-use crate::stdio::output::StdoutWriter;
+use crate::stdio::output::OutputWriter;
 use crate::stdio::poll_set::PollSet;
 
 /// How long a FIFO may accept nothing at the end.
@@ -38,7 +38,7 @@ pub(crate) struct FileRecorder {
 #[derive(Debug)]
 enum LogFile {
     File(BufWriter<File>),
-    Fifo(StdoutWriter),
+    Fifo(OutputWriter),
 }
 
 /// The file of the recording.
@@ -70,7 +70,7 @@ impl FileRecorder {
                     let mut options = File::options();
                     options.read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits());
                     let fifo = options.open(path).map_err(|error| unwritable(path, &error))?;
-                    Ok(LogFile::Fifo(StdoutWriter::to_file(fifo)))
+                    Ok(LogFile::Fifo(OutputWriter::to_file(fifo)))
                 }
             });
         let log = log.transpose()?;

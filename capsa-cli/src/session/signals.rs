@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -19,6 +19,8 @@ pub(crate) enum SignalRequest {
     Suspend,
     /// This program was resumed, or is in the foreground now.
     Resume,
+    /// The terminal has another size.
+    Resize,
 }
 
 /// The signals that have come and are not taken yet.
@@ -33,7 +35,7 @@ impl Signals {
     pub(crate) fn install() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         let ignored = ignored();
-        let handled = [SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT]
+        let handled = [SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT, SIGWINCH]
             .into_iter()
             .filter(|signal| ignored & (1 << (signal - 1)) == 0);
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, handled)?;
@@ -45,6 +47,7 @@ impl Signals {
         let request = |signal| match signal {
             SIGTSTP => SignalRequest::Suspend,
             SIGCONT => SignalRequest::Resume,
+            SIGWINCH => SignalRequest::Resize,
             SIGQUIT => SignalRequest::Kill(number(signal)),
             _ => SignalRequest::Stop(number(signal)),
         };

@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use capsa::embed::Vm;
+use capsa::embed::{OperationHandle, Vm};
 use nix::errno::Errno;
 use nix::unistd::read;
 
@@ -21,12 +21,22 @@ const CHUNK: usize = 4096;
 /// Standard input, and its bytes that the guest has not accepted.
 #[derive(Debug)]
 pub(crate) struct StdinWriter {
+    target: InputTarget,
     /// Restored when dropped.
     terminal: Option<RawTerminal>,
     escape: EscapeParser,
     is_open: bool,
     /// Input that the VM has not accepted yet.
     pending: Vec<u8>,
+}
+
+/// What standard input goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InputTarget {
+    /// The guest's console.
+    Console,
+    /// A command of the guest agent.
+    Command(OperationHandle),
 }
 
 /// What was read from standard input.
@@ -38,8 +48,9 @@ pub(crate) struct StdinRead {
 
 impl StdinWriter {
     /// Uses standard input. A terminal becomes raw.
-    pub(crate) fn new() -> io::Result<Self> {
+    pub(crate) fn new(target: InputTarget) -> io::Result<Self> {
         Ok(Self {
+            target,
             terminal: RawTerminal::enter()?,
             escape: EscapeParser::default(),
             is_open: true,
@@ -86,6 +97,7 @@ impl StdinWriter {
             // End of file, a closed terminal or a directory: there is no more input.
             Ok(0) | Err(_) => {
                 self.is_open = false;
+                self.write_to_guest(vm);
                 return StdinRead::default();
             }
         };
@@ -120,15 +132,28 @@ impl StdinWriter {
 
     fn write_to_guest(&mut self, vm: &mut Vm) {
         if self.pending.is_empty() {
-            return;
+            return self.end_input(vm);
         }
-        match vm.write(&self.pending) {
+        let written = match self.target {
+            InputTarget::Console => vm.write(&self.pending),
+            InputTarget::Command(handle) => vm.write_input(handle, &self.pending),
+        };
+        match written {
             Ok(taken) => drop(self.pending.drain(..taken)),
             Err(error) => {
                 debug_assert_eq!(error.kind(), ErrorKind::BrokenPipe);
                 self.pending.clear();
                 self.is_open = false;
             }
+        }
+    }
+
+    /// Ends the input of a command after the end of standard input. The console has no such end.
+    fn end_input(&self, vm: &mut Vm) {
+        if let InputTarget::Command(handle) = self.target
+            && !self.is_open
+        {
+            vm.end_input(handle);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Buffers and writes standard output without blocking.
+//! Buffers and writes standard output or standard error without blocking.
 //!
-//! Standard output is not made non-blocking, because other processes share its open file
-//! description. A pipe that polls as writable accepts [`PIPE_BUF`] bytes without blocking. A
+//! They are not made non-blocking, because other processes share their open file
+//! descriptions. A pipe that polls as writable accepts [`PIPE_BUF`] bytes without blocking. A
 //! terminal does not guarantee that, so it is opened again, with `O_NONBLOCK`.
 
 use std::fs::File;
@@ -20,10 +20,11 @@ use crate::stdio::poll_set::PollSet;
 /// The bytes that a writable pipe accepts without blocking: 4096 on Linux, 512 by POSIX.
 pub(crate) const PIPE_BUF: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
 
-/// Standard output and the bytes that are not written yet.
+/// Standard output or standard error, and the bytes that are not written yet.
 #[derive(Debug)]
-pub(crate) struct StdoutWriter {
+pub(crate) struct OutputWriter {
     to: File,
+    name: &'static str,
     bytes: Vec<u8>,
     written: usize,
     /// A write failed: further bytes are dropped.
@@ -33,24 +34,40 @@ pub(crate) struct StdoutWriter {
     last: Option<u8>,
 }
 
-impl StdoutWriter {
-    /// A writer with an empty buffer.
+impl OutputWriter {
+    /// A writer to standard output.
     pub(crate) fn new() -> io::Result<Self> {
-        let stdout = io::stdout();
-        let terminal = ttyname(&stdout).ok().and_then(|name| {
+        Self::to_stream(io::stdout().as_fd(), "standard output")
+    }
+
+    /// A writer to standard error.
+    pub(crate) fn to_stderr() -> io::Result<Self> {
+        Self::to_stream(io::stderr().as_fd(), "standard error")
+    }
+
+    fn to_stream(stream: BorrowedFd<'_>, name: &'static str) -> io::Result<Self> {
+        let terminal = ttyname(stream).ok().and_then(|name| {
             let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
             File::options().write(true).custom_flags(flags.bits()).open(name).ok()
         });
         let to = match terminal {
             Some(terminal) => terminal,
-            None => File::from(stdout.as_fd().try_clone_to_owned()?),
+            None => File::from(stream.try_clone_to_owned()?),
         };
-        Ok(Self::to_file(to))
+        Ok(Self { name, ..Self::to_file(to) })
     }
 
     /// A writer to a file that was opened with `O_NONBLOCK`.
     pub(crate) fn to_file(to: File) -> Self {
-        Self { to, bytes: Vec::new(), written: 0, is_broken: false, is_lossy: false, last: None }
+        Self {
+            to,
+            name: "standard output",
+            bytes: Vec::new(),
+            written: 0,
+            is_broken: false,
+            is_lossy: false,
+            last: None,
+        }
     }
 
     /// Writes the rest, until no byte is accepted for `stall`.
@@ -65,7 +82,7 @@ impl StdoutWriter {
         }
     }
 
-    /// Whether everything is written, so that [`StdoutWriter::put`] may be called.
+    /// Whether everything is written, so that [`OutputWriter::put`] may be called.
     pub(crate) fn is_empty(&self) -> bool {
         self.unwritten() == 0
     }
@@ -104,7 +121,7 @@ impl StdoutWriter {
                     // A full disk is reported; a closed reader is not.
                     self.is_lossy = true;
                     let text =
-                        format!("cannot write to standard output: {error}; further output is lost");
+                        format!("cannot write to {}: {error}; further output is lost", self.name);
                     print_message(&format!("capsa: {text}\n"));
                 }
             }
@@ -127,7 +144,7 @@ impl StdoutWriter {
     }
 }
 
-impl AsFd for StdoutWriter {
+impl AsFd for OutputWriter {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.to.as_fd()
     }

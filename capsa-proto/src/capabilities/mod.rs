@@ -16,6 +16,7 @@ use core::fmt;
 
 use serde::Serialize;
 
+use crate::agent::protocol::MountSpec;
 use crate::path::HostPath;
 use crate::plan::{AgentProgram, AgentTransport, Note, RunDirPlan, initrd_path};
 use crate::spec::{Disk, MountMode, VmSpec};
@@ -341,16 +342,35 @@ impl PlannedShare {
         format!("mount -t {fs_type} -o {options} {} {}", self.tag, shell_word(&self.guest))
     }
 
+    /// The mount, as the guest agent makes it.
+    pub fn mount_spec(&self) -> MountSpec {
+        MountSpec {
+            kind: self.fs_type().into(),
+            source: self.tag.clone().into(),
+            target: self.guest.clone().into(),
+            options: self.mount_data().unwrap_or_default().into(),
+            read_only: self.mode == MountMode::ReadOnly,
+        }
+    }
+
     /// The mount options in the guest.
     pub(crate) fn mount_options(&self) -> String {
         let mode = match self.mode {
             MountMode::ReadOnly => "ro",
             MountMode::ReadWrite => "rw",
         };
+        match self.mount_data() {
+            None => mode.into(),
+            Some(data) => format!("{mode},{data}"),
+        }
+    }
+
+    /// The options of the file system itself.
+    fn mount_data(&self) -> Option<String> {
         match self.mechanism {
-            PlannedMechanism::VirtioFs { .. } => mode.into(),
+            PlannedMechanism::VirtioFs { .. } => None,
             PlannedMechanism::Virtio9p { msize } => {
-                format!("{mode},trans=virtio,version=9p2000.L,msize={msize}")
+                Some(format!("trans=virtio,version=9p2000.L,msize={msize}"))
             }
         }
     }
