@@ -253,7 +253,33 @@ impl OwnMounts {
     /// root.
     fn is_root_final(&self) -> bool {
         let Ok(root) = root_id(Some(&self.proc), b"1/root/") else { return false };
-        root != self.first_root || !self.names_root && !self.exists(b"1/root/etc/initrd-release")
+        let stays = !self.names_root && !self.exists(b"1/root/etc/initrd-release");
+        root != self.first_root || stays || self.has_terminal_session()
+    }
+
+    /// Whether a process has a controlling terminal: init has started a shell or a login, so it stays in
+    /// this root although the kernel command line names another.
+    fn has_terminal_session(&self) -> bool {
+        let Ok(directory) = sys::open_at(Some(&self.proc), b".", O_DIRECTORY, 0) else {
+            return false;
+        };
+        while let Ok(entries) = directory.entries()
+            && !entries.is_empty()
+        {
+            let mut names = entries.iter().map(|(_, name)| name);
+            if names.any(|name| name[0].is_ascii_digit() && self.has_terminal(name)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Field 7 of `stat`; the name of the program, field 2, is in parentheses and may contain anything.
+    fn has_terminal(&self, process: &[u8]) -> bool {
+        let path = [process, b"/stat"].concat();
+        let stat = sys::read_file(Some(&self.proc), &path, 4096).unwrap_or_default();
+        let fields = stat.rsplit(|&byte| byte == b')').next().unwrap_or_default();
+        fields.split(|&byte| byte == b' ').nth(5).is_some_and(|number| number != b"0")
     }
 
     /// Whether a file of `/proc` exists.
