@@ -162,8 +162,12 @@ fn print_table(measured: &Measured) {
     println!("| | MTU | loopback | slirp4netns | pasta | capsa | capsa-policy |");
     println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
     let rows = TRAFFIC.map(|(name, _, label)| (name, label));
-    let more =
-        [("gap", "longest gap of that reader, ms"), ("retransmitted", "segments sent again")];
+    let more = [
+        ("gap", "longest gap of that reader, ms"),
+        ("retransmitted", "segments sent again"),
+        ("upload-cpu", "CPU time of the stack, guest to host, ms a GiB"),
+        ("download-cpu", "the same, host to guest"),
+    ];
     for (name, label) in rows.into_iter().chain(more) {
         for mtu in MTUS {
             print!("| {label} | {mtu} |");
