@@ -99,15 +99,17 @@ impl PolicyRules {
 
     /// A DNS query for the addresses of a name: allowed if any rule allows a flow to the name.
     pub fn query(&self, name: &str) -> PolicyVerdict {
-        // An exception for some ports leaves the others.
-        if let Some(rule) =
-            self.deny.name_rules(name).find(|rule| rule.target.port == TargetPort::Any)
-        {
-            return refused(Some(rule), Reason::Denied);
-        }
-        match self.allow.name_rules(name).chain(self.allow.groups()).next() {
-            Some(rule) => allowed(rule),
-            None => refused(None, Reason::NoRule),
+        // An exception for some ports, or for one protocol, leaves the others.
+        let denied =
+            || self.deny.name_rules(name).filter(|rule| rule.target.port == TargetPort::Any);
+        let is_denied = |rule: &IndexedRule| {
+            denied().any(|exception| exception.target.protocol == rule.target.protocol)
+        };
+        let mut rules = self.allow.name_rules(name).chain(self.allow.groups());
+        match (rules.find(|rule| !is_denied(rule)), denied().next()) {
+            (Some(rule), _) => allowed(rule),
+            (None, Some(rule)) => refused(Some(rule), Reason::Denied),
+            (None, None) => refused(None, Reason::NoRule),
         }
     }
 

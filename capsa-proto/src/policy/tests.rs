@@ -412,3 +412,14 @@ proptest! {
 fn strs(texts: &[String]) -> Vec<&str> {
     texts.iter().map(String::as_str).collect()
 }
+
+#[test]
+fn query_is_allowed_if_one_protocol_is() {
+    let policy = NetworkPolicy::new().allow("*.corp.example:443").allow("udp://a.corp.example:*");
+    let query = |policy: &NetworkPolicy| PolicyRules::new(policy).unwrap().query("a.corp.example");
+    let policy = policy.deny("icmp://a.corp.example").deny("a.corp.example:*");
+    assert_eq!(query(&policy).rule.as_deref(), Some("udp://a.corp.example:*"));
+    let policy = NetworkPolicy::new().allow("*.corp.example:443").deny("a.corp.example:*");
+    let verdict = query(&policy);
+    assert_eq!((verdict.is_allowed, verdict.reason), (false, VerdictReason::Denied));
+}
