@@ -75,6 +75,11 @@ impl Vm {
         self.with_agent(|agent, _| agent.ignore_output(handle, stream));
     }
 
+    /// Kills the process group of a command. Output that has not arrived is discarded.
+    pub fn kill_command(&mut self, handle: OperationHandle) {
+        self.with_agent(|agent, _| agent.kill(handle));
+    }
+
     /// Sends a signal of Linux, 1 to 64, to the process group of a command in the guest.
     pub fn signal_command(&mut self, handle: OperationHandle, number: i32) {
         self.with_agent(|agent, _| agent.signal(handle, number));

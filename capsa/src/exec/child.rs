@@ -90,6 +90,9 @@ impl Child {
     /// Waits for the end of the command. Closes its input first, if it was not taken from the child, so that
     /// a command that reads it to the end can end.
     ///
+    /// A command ends after its output. If that is longer than 256 KiB and nothing reads it, this waits
+    /// without end: read it at the same time, or use [`wait_with_output`](Self::wait_with_output).
+    ///
     /// Dropping the future loses nothing.
     ///
     /// # Errors
@@ -162,9 +165,10 @@ impl Child {
         Ok(ExecOutput::new(status, out, err))
     }
 
-    /// Kills the process group of the command. [`wait`](Self::wait) returns its end.
+    /// Kills the process group of the command, and discards the output that has not arrived.
+    /// [`wait`](Self::wait) returns its end.
     pub fn kill(&mut self) {
-        self.signal(9);
+        self.operation.change(|state, handle| state.vm.kill_command(handle));
     }
 
     /// Sends a signal, by the numbers of Linux, to the process group of the command. Numbers outside 1 to 64

@@ -4,11 +4,13 @@
 //!
 //! - [`mod@cloud_hypervisor`] needs no KVM.
 //! - [`mod@vfkit`] needs no Mac.
-//! - [`mod@fake_qemu`] has no guest: it carries out the commands in its command line.
+//! - [`mod@fake_qemu`] has no guest: it carries out the commands in its command line, or runs the agent
+//!   of a guest ([`mod@agent_archive`]) as a process of this host.
 //!
 //! Common parts: [`mod@inherited`] takes inherited descriptors, `emulator` runs the guest, `child` starts processes that die with the stand-in, `http` is
 //! a server, and [`FaultyStandIn`] makes a stand-in fail.
 
+pub mod agent_archive;
 mod child;
 pub mod cloud_hypervisor;
 mod emulator;

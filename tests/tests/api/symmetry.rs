@@ -44,6 +44,7 @@ const ONLY_IN_EMBED: [&[&str]; 4] = [
         "end_input",
         "read_operation",
         "ignore_operation_output",
+        "kill_command",
         "signal_command",
         "resize_command",
         "command_pid",

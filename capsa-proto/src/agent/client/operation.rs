@@ -165,13 +165,17 @@ impl OperationEntry {
         into[..split].copy_from_slice(&front[..split]);
         into[split..n].copy_from_slice(&back[..n - split]);
         output.bytes.drain(..n);
-        output.taken += n as u32;
+        if !output.is_ignored {
+            output.taken += n as u32;
+        }
         n
     }
 
     pub(super) fn take_output(&mut self, stream: OutputStream) -> Vec<u8> {
         let output = self.output(stream);
-        output.taken += output.bytes.len() as u32;
+        if !output.is_ignored {
+            output.taken += output.bytes.len() as u32;
+        }
         core::mem::take(&mut output.bytes).into()
     }
 
@@ -206,8 +210,16 @@ impl OperationEntry {
     }
 
     pub(super) fn ignore_output(&mut self, stream: OutputStream) {
-        self.take_output(stream);
-        self.output(stream).is_ignored = true;
+        self.close_output(stream);
+        self.output(stream).bytes = VecDeque::new();
+    }
+
+    /// What has arrived can be read. It takes no place in the window any more.
+    pub(super) fn close_output(&mut self, stream: OutputStream) {
+        let output = self.output(stream);
+        if !core::mem::replace(&mut output.is_ignored, true) {
+            output.taken += output.bytes.len() as u32;
+        }
     }
 
     // The agent.

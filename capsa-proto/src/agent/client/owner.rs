@@ -77,6 +77,16 @@ impl AgentClient {
         self.change(handle, |entry| entry.ignore_output(stream));
     }
 
+    /// Kills the process group of a command, and discards the output that has not arrived: an operation ends
+    /// after its output, which may wait for a place in the window.
+    pub fn kill(&mut self, handle: OperationHandle) {
+        self.change(handle, |entry| {
+            entry.signal(9);
+            entry.close_output(OutputStream::Stdout);
+            entry.close_output(OutputStream::Stderr);
+        });
+    }
+
     /// Sends a signal of Linux, 1 to 64, to the process group of a command.
     pub fn signal(&mut self, handle: OperationHandle, number: i32) {
         self.change(handle, |entry| entry.signal(number));

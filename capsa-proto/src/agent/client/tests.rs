@@ -224,6 +224,30 @@ fn slow_owner_stops_output_at_window() {
 }
 
 #[test]
+fn killed_command_ends_with_unread_output() {
+    let mut pair = Pair::ready();
+    let handle = pair.begin(command(&["yes"]));
+    let mut sent = 0;
+    let mut produce = |pair: &mut Pair| {
+        let room = pair.server.output_room(handle.0, OutputStream::Stdout);
+        pair.server.put_output(handle.0, OutputStream::Stdout, &vec![b'y'; room]);
+        pair.step(START);
+        sent += room;
+        room
+    };
+    while produce(&mut pair) > 0 {}
+    pair.client.kill(handle);
+    pair.step(START);
+    assert_eq!(pair.todo.pop(), Some(ServerEvent::Signal(handle.0, 9)));
+    for _ in 0..20 {
+        assert!(produce(&mut pair) > 0, "it could not send its last output");
+    }
+    pair.finish(handle, OperationEnd::Signaled(9));
+    let arrived = pair.client.take_output(handle, OutputStream::Stdout).len();
+    assert_eq!(arrived, INITIAL_WINDOW as usize, "of {sent}");
+}
+
+#[test]
 fn slow_guest_stops_input_at_queue() {
     let mut pair = Pair::ready();
     let handle = pair.begin(command(&["cat"]));

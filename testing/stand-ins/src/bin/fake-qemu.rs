@@ -21,15 +21,19 @@
 //! | `close-control`, `close-console` | closes the connection |
 //! | `child`, `detached-child` | starts a child that floods the console, in the same or another process group, and waits until it writes |
 //! | `exit=N`, `hang` | exits; sleeps forever |
+//!
+//! If the initrd has the agent of Capsa, `-append` is not read: the fake QEMU starts that program, which then
+//! serves the host's end of its virtio-serial port as it would in a guest, and does `up serve`.
 
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio, exit};
 
-use capsa_stand_ins::{fake_qemu as fake, inherited};
+use capsa_stand_ins::{agent_archive, fake_qemu as fake, inherited};
 
 fn main() {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -65,6 +69,7 @@ struct FakeQemu {
     console: Option<UnixStream>,
     control: Option<UnixStream>,
     commands: Option<BufReader<UnixStream>>,
+    agent: Option<UnixStream>,
 }
 
 impl FakeQemu {
@@ -81,10 +86,19 @@ impl FakeQemu {
             console: inherited("console"),
             control: Some(control),
             commands: Some(BufReader::new(commands)),
+            agent: inherited("agent"),
         }
     }
 
     fn run(mut self, args: &[String]) {
+        if let Some(port) = self.agent.take() {
+            let initrd = args.iter().position(|arg| arg == "-initrd").expect("-initrd");
+            let _process = agent_archive::serve(Path::new(&args[initrd + 1]), port);
+            for word in ["up", "serve"] {
+                self.execute(word);
+            }
+            exit(1);
+        }
         let append = args.iter().position(|arg| arg == "-append").expect("-append");
         for word in args[append + 1].split_whitespace() {
             // The process exits when a connection is closed, as a hypervisor does.
