@@ -23,8 +23,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use futures_lite::future::block_on;
-use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt, future::block_on};
 
 use crate::backend::{LaunchPlan, Rejection};
 use crate::console::{self, CommandOutput, ConsoleLog, Match, Pattern};

@@ -379,7 +379,16 @@ const EXHAUSTIVE: [(&str, &[&str]); 3] = [
     // The protocol with the agent: both ends know all of it, and a change of it is a new version.
     (
         "protocol",
-        &["CommandSpec", "Operation", "OperationEnd", "OutputStream", "TerminalSize", "WriteMode"],
+        &[
+            "CommandSpec",
+            "MountSpec",
+            "Operation",
+            "OperationEnd",
+            "OutputStream",
+            "PowerAction",
+            "TerminalSize",
+            "WriteMode",
+        ],
     ),
     // The specification builds them by literal, or matches them without a wildcard.
     (

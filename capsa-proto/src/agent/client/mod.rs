@@ -49,6 +49,9 @@ const MARK_IDLE: Duration = Duration::from_secs(10);
 /// How many sync marks have the same number.
 const MARKS_PER_NUMBER: u32 = 20;
 
+/// How long the end of a connection waits for the end of the VM, or a reboot, which explains it.
+const EXPLANATION_DELAY: Duration = Duration::from_secs(1);
+
 /// How long a vsock device may take to confirm a connection.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -107,6 +110,8 @@ pub struct AgentClient {
     session: u64,
     /// The transport of the session.
     active: Option<AgentTransport>,
+    /// Its connection has ended, and at this time the session ends.
+    lost_until: Option<Instant>,
     /// When the search for the agent began.
     searching_since: Instant,
     next_mark: Instant,
@@ -143,6 +148,7 @@ impl AgentClient {
             state_changed: false,
             session: 1,
             active: None,
+            lost_until: None,
             searching_since: Instant::ZERO,
             next_mark: Instant::ZERO,
             marks: 0,
@@ -220,7 +226,7 @@ impl AgentClient {
             self.renumber();
         }
         if self.active == Some(transport) {
-            self.end_session(now, now + MARK_EVERY, &AgentError::Disconnected);
+            self.lost_until = Some(now + EXPLANATION_DELAY);
         }
     }
 
@@ -268,7 +274,7 @@ impl AgentClient {
 
     /// The bytes that wait to be written to a transport. The driver removes what was taken.
     pub fn outgoing(&mut self, transport: AgentTransport) -> Option<&mut VecDeque<u8>> {
-        if self.active == Some(transport) {
+        if self.active == Some(transport) && self.lost_until.is_none() {
             self.fill(transport);
         }
         self.link(transport).map(|link| &mut link.outgoing)
@@ -278,6 +284,8 @@ impl AgentClient {
     pub fn poll_timeout(&self) -> Option<Deadline> {
         let mark = (self.state == AgentState::Connecting)
             .then_some(Deadline { at: self.next_mark, why: "search for the agent" });
+        let lost = self.lost_until.map(|at| Deadline { at, why: "end of the agent's connection" });
+        let mark = Deadline::earliest(mark, lost);
         let operation = self.deadlines.first();
         let operation =
             operation.map(|(at, _)| Deadline { at: *at, why: "operation of the agent" });
@@ -291,6 +299,9 @@ impl AgentClient {
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.poll_timeout().is_none_or(|deadline| deadline.at > now) {
             return;
+        }
+        if self.lost_until.is_some_and(|at| at <= now) {
+            self.end_session(now, now, &AgentError::Disconnected);
         }
         if self.state == AgentState::Connecting && self.next_mark <= now {
             self.mark(now);

@@ -26,6 +26,7 @@ impl AgentClient {
     pub(super) fn search(&mut self, now: Instant, at: Instant) {
         self.searching_since = now;
         self.active = None;
+        self.lost_until = None;
         self.next_mark = at;
         self.set_state(AgentState::Connecting);
     }

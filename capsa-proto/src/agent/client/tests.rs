@@ -364,6 +364,25 @@ fn reboot_ends_operations_and_begins_new_session() {
 }
 
 #[test]
+fn closed_connection_waits_for_an_explanation() {
+    for explained in [None, Some(AgentError::Rebooted), Some(AgentError::GuestEnded)] {
+        let mut pair = Pair::ready();
+        let handle = pair.begin(command(&["make"]));
+        pair.client.handle_closed(START, SERIAL);
+        assert!(!pair.client.has_ended(handle) && !pair.client.is_open(SERIAL));
+        pair.client.begin(START, command(&["true"]), None).unwrap();
+        assert!(pair.client.outgoing(SERIAL).unwrap().is_empty());
+        match explained {
+            None => pair.client.handle_timeout(START + EXPLANATION_DELAY),
+            Some(AgentError::Rebooted) => pair.client.handle_reboot(START),
+            Some(_) => pair.client.handle_ended(),
+        }
+        let error = explained.unwrap_or(AgentError::Disconnected);
+        assert_eq!(pair.client.take_end(handle), Some(Err(error)));
+    }
+}
+
+#[test]
 fn end_of_vm_ends_all_operations() {
     let mut pair = Pair::ready();
     let runs = pair.begin(command(&["make"]));
