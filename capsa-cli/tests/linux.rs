@@ -32,9 +32,11 @@ fn guest() -> Option<(LinuxGuest, tempfile::TempDir)> {
     Some((guest, dir))
 }
 
-/// `capsa run --config linux-vm.toml` with more behind it.
+/// `capsa run --config linux-vm.toml` with more behind it. A command runs on the console.
 fn run(dir: &Path, more: &[&str]) -> Command {
     let mut command = capsa();
+    let has_command = more.contains(&"--");
+    let more = [if has_command { &["--via", "console"][..] } else { &[] }, more].concat();
     command.args(["run", "--config"]).arg(dir.join("linux-vm.toml")).args(more);
     command.env("CAPSA_RUN_DIR", run_dir(dir)).stdin(Stdio::null());
     command
@@ -160,7 +162,8 @@ fn shares_are_mounted_before_the_command() {
 /// `capsa run … --tty -- sh -c SCRIPT` on a terminal of 40 rows and 100 columns.
 fn on_terminal(dir: tempfile::TempDir, script: &str) -> Option<Terminal> {
     let config = dir.path().join("linux-vm.toml");
-    let words = ["-q", "-t", "--name", "tty", "--", "sh", "-c", script].map(OsString::from);
+    let words = ["-q", "-t", "--via", "console", "--name", "tty", "--", "sh", "-c", script]
+        .map(OsString::from);
     let arguments = [&["run".into(), "--config".into(), config.into()], &words[..]].concat();
     let run_dir = run_dir(dir.path());
     Terminal::in_run_dir(dir, &run_dir, &arguments)

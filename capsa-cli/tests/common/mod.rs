@@ -459,7 +459,8 @@ fn read_to_end(output: &Receiver<Vec<u8>>, seen: &mut Vec<u8>) {
     }
 }
 
-fn send(child: &Child, signal: Signal) {
+/// Sends a signal to a program.
+pub(crate) fn send(child: &Child, signal: Signal) {
     kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
 }
 
