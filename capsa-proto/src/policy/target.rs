@@ -366,7 +366,7 @@ fn parse_network(text: &str) -> Result<Option<IpNetwork>, TargetError> {
     let invalid = || TargetError::Address(text.into());
     let unwrapped: String = text.chars().filter(|char| !matches!(char, '[' | ']')).collect();
     let looks_like_address = text.contains([':', '/', '['])
-        || text.rsplit('.').next().is_some_and(|label| {
+        || text.strip_suffix('.').unwrap_or(text).rsplit('.').next().is_some_and(|label| {
             let is_number = !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_digit());
             // Programs take these for an address too.
             is_number || label.starts_with("0x") || label.starts_with("0X")

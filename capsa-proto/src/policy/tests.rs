@@ -74,6 +74,7 @@ fn target_error_has_remedy() {
         ("", "host is missing", "name"),
         ("1.2.3:80", "invalid address", "192.0.2.1"),
         ("0x7f000001:80", "invalid address", "192.0.2.1"),
+        ("1.2.3.4.:80", "invalid address", "192.0.2.1"),
         ("10.1.2.3/24:80", "bits after the prefix", "10.1.2.0/24"),
         ("10.0.0.0/33:80", "invalid address", "192.0.2.1"),
         ("-a.example:80", "invalid name", "letters"),
