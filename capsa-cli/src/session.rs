@@ -407,7 +407,8 @@ impl<'r> RunLoop<'r> {
                 let deadline = self.deadline.filter(|_| !self.time_limit_hit);
                 let deadline = deadline.map(|at| at.saturating_duration_since(Instant::now()));
                 let of_vm = [self.vm.next_timeout(), deadline];
-                let timeouts = [self.reporter.next_draw(), check, terminal];
+                let job = self.job.as_ref().and_then(GuestCommand::next_check);
+                let timeouts = [self.reporter.next_draw(), check, terminal, job];
                 of_vm.into_iter().chain(timeouts).flatten().min()
             }
             true => drain,

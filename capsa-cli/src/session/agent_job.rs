@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, mem};
 
 use capsa::embed::{
@@ -25,6 +25,9 @@ use crate::stdio::output::OutputWriter;
 
 /// Bytes of an output that are taken at once.
 const CHUNK: usize = 64 << 10;
+
+/// How long init may take to end the guest, as on the console.
+const INIT_LIMIT: Duration = Duration::from_secs(10);
 
 /// `errno` of Linux where the guest has no program of this name, and where it is not executable.
 const NO_PROGRAM: i32 = 2;
@@ -47,6 +50,8 @@ pub(crate) struct AgentJob {
     input: Option<StdinWriter>,
     /// The operation that shuts the guest down.
     shutdown: Option<OperationHandle>,
+    /// When the guest is powered off without its init.
+    power_off_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -78,6 +83,7 @@ impl AgentJob {
             truncated: false,
             input: None,
             shutdown: None,
+            power_off_at: None,
         })
     }
 
@@ -133,6 +139,7 @@ impl AgentJob {
     /// Forwards the outputs while at most `buffer` bytes wait, and notices the end of the command.
     pub(crate) fn transfer_output(&mut self, vm: &mut Vm, buffer: usize) -> Option<JobEvent> {
         drop(vm.take(self.console));
+        self.power_off_if_due(vm);
         let AgentJobState::Running(handle) = self.state else { return None };
         if let Some(input) = &mut self.input {
             input.transfer(vm);
@@ -241,6 +248,7 @@ impl AgentJob {
         };
         let operation = Operation::PowerOff(PowerAction::Orderly);
         self.shutdown = vm.begin_operation(operation, Some(limit)).ok();
+        self.power_off_at = self.shutdown.and(Instant::now().checked_add(limit.min(INIT_LIMIT)));
         self.shutdown.is_some()
     }
 
@@ -257,6 +265,18 @@ impl AgentJob {
         };
         let (output, error_output) = (self.stdout.into_kept(), self.stderr.into_kept());
         JobReport { end, output, error_output, truncated: self.truncated }
+    }
+
+    /// How long until the guest is powered off without its init.
+    pub(crate) fn next_check(&self) -> Option<Duration> {
+        self.power_off_at.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    fn power_off_if_due(&mut self, vm: &mut Vm) {
+        if self.power_off_at.take_if(|at| *at <= Instant::now()).is_some() {
+            // The power button follows, whether this works or not.
+            let _ = vm.begin_operation(Operation::PowerOff(PowerAction::Now), None);
+        }
     }
 
     fn has_input(&self) -> bool {

@@ -105,6 +105,14 @@ impl GuestCommand {
         }
     }
 
+    /// When to call [`transfer_output`](Self::transfer_output) again although nothing is ready.
+    pub(super) fn next_check(&self) -> Option<Duration> {
+        match self {
+            Self::Agent(job) => job.next_check(),
+            Self::Console(_) => None,
+        }
+    }
+
     pub(super) fn into_report(self) -> JobReport {
         match self {
             Self::Agent(job) => job.into_report(),
