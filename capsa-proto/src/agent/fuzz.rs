@@ -1,4 +1,4 @@
-//! The body of the fuzz target of the agent's end of the protocol.
+//! The bodies of the fuzz targets of both ends of the protocol.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -11,6 +11,15 @@ use super::protocol::{
 
 /// The operations whose streams are checked.
 const IDS: core::ops::Range<u32> = 0..8;
+
+/// Laws of the [`AgentClient`](super::AgentClient), with a hostile agent.
+///
+/// # Panics
+///
+/// When a law does not hold.
+pub fn client(data: &[u8]) {
+    super::client::fuzz::run(data);
+}
 
 /// Passes bytes to the agent's end after a sync mark: what it does must not depend on their chunks, it sends only
 /// valid messages, its memory is bounded, and it takes a new session afterwards.

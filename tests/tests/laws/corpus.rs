@@ -9,7 +9,8 @@ use capsa_testkit::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 22] = [
+const TARGETS: [(&str, Body); 23] = [
+    ("agent_client", agent::fuzz::client),
     ("agent_server", agent::fuzz::server),
     ("asciicast", codec::fuzz::asciicast),
     ("cmdline", cmdline::fuzz::run),

@@ -10,6 +10,8 @@
 //! operation, by [`MAX_BEGUN`] operations, and by what one call passes.
 
 mod error;
+#[cfg(feature = "fuzz")]
+pub(super) mod fuzz;
 mod link;
 mod operation;
 mod owner;
@@ -27,6 +29,8 @@ use crate::agent::protocol::{HostMessage, MAX_OPERATIONS, NONCE_LEN, OutputStrea
 use crate::plan::{AgentPlan, AgentTransport, VsockRoute};
 use crate::time::{Deadline, Instant};
 use link::{AgentConnection, AgentLink};
+#[cfg(feature = "fuzz")]
+use operation::OperationEntry;
 use operation::OperationStage;
 use table::{OperationQueue, OperationTable};
 
@@ -372,5 +376,30 @@ impl AgentClient {
             return true;
         }
         false
+    }
+}
+
+#[cfg(feature = "fuzz")]
+impl AgentClient {
+    /// Checks the counts and the bounds.
+    ///
+    /// # Panics
+    ///
+    /// When a law does not hold.
+    pub(crate) fn check_laws(&self) {
+        let entries: Vec<_> =
+            self.table.handles().into_iter().filter_map(|it| self.table.entry(it)).collect();
+        let count = |is: fn(&OperationEntry) -> bool| entries.iter().filter(|it| is(it)).count();
+        assert_eq!(count(OperationEntry::is_live), self.running, "operations that run");
+        assert!(self.running <= MAX_OPERATIONS, "too many operations");
+        let waiting = count(|entry| matches!(entry.stage, OperationStage::Waiting(_)));
+        assert_eq!(waiting, self.waiting_count, "operations that wait");
+        assert_eq!(count(|entry| entry.deadline.is_some()), self.deadlines.len(), "deadlines");
+        entries.iter().for_each(|entry| entry.check_laws());
+    }
+
+    /// Whether no operation is left.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.table.handles().is_empty() && self.deadlines.is_empty()
     }
 }

@@ -395,3 +395,17 @@ pub(super) fn check(operation: &Operation) -> Result<(), OperationRefused> {
         length => Err(OperationRefused::TooLarge(length)),
     }
 }
+
+#[cfg(feature = "fuzz")]
+impl OperationEntry {
+    /// Checks the windows and the buffers.
+    pub(super) fn check_laws(&self) {
+        for output in self.outputs.iter().filter(|output| !output.is_ignored && !self.is_stuck) {
+            let all = output.bytes.len() as u32 + output.window + output.taken;
+            assert!(all == INITIAL_WINDOW || self.is_finished(), "{all} bytes of a window");
+            assert!(output.bytes.len() <= INITIAL_WINDOW as usize, "too much output");
+        }
+        assert!(self.input.bytes.len() <= INPUT_QUEUE && self.input.window <= INITIAL_WINDOW);
+        assert!(!(self.is_orphan && self.is_finished() && !self.is_stuck), "it is forgotten");
+    }
+}

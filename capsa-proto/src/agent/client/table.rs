@@ -11,6 +11,14 @@ use super::operation::OperationEntry;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OperationHandle(pub(super) u32);
 
+#[cfg(feature = "fuzz")]
+impl OperationHandle {
+    /// The handle with this id in messages.
+    pub(crate) const fn from_wire(id: u32) -> Self {
+        Self(id)
+    }
+}
+
 /// How many operations may have begun and not been taken.
 pub const MAX_BEGUN: usize = 1 << SLOT_BITS;
 
