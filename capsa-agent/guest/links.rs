@@ -20,7 +20,7 @@ const HOST: u32 = 2;
 const SERIAL_DELAY: u64 = 3_000;
 
 /// How long a transport rests whose other end is not connected.
-const REST: u64 = 50;
+const REST: u64 = 200;
 
 /// The open transports.
 pub(crate) struct Links {
