@@ -287,9 +287,9 @@ impl Agent {
             // The id of a process that is reaped may belong to another one.
             let mut running = self.jobs.iter_mut().filter(|(_, job)| !job.is_draining());
             let Some((id, job)) = running.find(|(_, job)| job.pid == pid) else {
-                self.guest.handle_child_end(pid, end);
-                // It may be what the guest waits for.
-                self.next_look = 0;
+                if self.guest.handle_child_end(pid, end) {
+                    self.next_look = 0;
+                }
                 continue;
             };
             if job.handle_end(end) {

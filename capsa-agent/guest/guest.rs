@@ -14,7 +14,7 @@ const LONGEST_BOOT: u64 = 60_000;
 const OTHER_INIT: u64 = 3_000;
 
 /// systemd may not answer at the first attempt, for instance while it changes to the final root.
-const SYSTEMCTL_ATTEMPTS: u32 = 20;
+const SYSTEMCTL_ATTEMPTS: u32 = 40;
 
 const SYSTEMCTL: [&[u8]; 2] = [b"/usr/bin/systemctl", b"/bin/systemctl"];
 
@@ -204,20 +204,23 @@ impl BootedGuest {
         self.is_ready(now)
     }
 
-    /// Whether the guest becomes ready with the end of a child.
+    /// Whether the guest becomes ready with the end of a child, or such a child should be started again.
     pub(crate) fn waits_for_child(&self) -> bool {
-        matches!(self.stage, BootStage::Systemctl { .. })
+        matches!(self.stage, BootStage::Systemctl { .. } | BootStage::Init { attempts: 1.. })
     }
 
-    /// A child has ended that is no operation.
-    pub(crate) fn handle_child_end(&mut self, pid: i32, end: ChildEnd) {
-        if let BootStage::Systemctl { pid: waiting, attempts } = self.stage
-            && waiting == pid
-        {
-            self.stage = match end {
-                ChildEnd::Exited(0) => BootStage::Up,
-                _ => BootStage::Init { attempts: attempts + 1 },
-            };
+    /// A child has ended that is no operation. Whether the guest is ready now.
+    pub(crate) fn handle_child_end(&mut self, pid: i32, end: ChildEnd) -> bool {
+        match self.stage {
+            BootStage::Systemctl { pid: waiting, attempts } if waiting == pid => {
+                let is_up = matches!(end, ChildEnd::Exited(0));
+                self.stage = match is_up {
+                    true => BootStage::Up,
+                    false => BootStage::Init { attempts: attempts + 1 },
+                };
+                is_up
+            }
+            _ => false,
         }
     }
 
@@ -249,12 +252,16 @@ impl BootedGuest {
 }
 
 impl OwnMounts {
-    /// Whether process 1 has left the initramfs, or stays there because the kernel command line names no other
-    /// root.
+    /// Whether process 1 runs a program outside of the initramfs, or stays there because the kernel command line names
+    /// no other root. The systemd of an initrd has the final root a moment before it executes the one there.
     fn is_root_final(&self) -> bool {
         let Ok(root) = root_id(Some(&self.proc), b"1/root/") else { return false };
         let stays = !self.names_root && !self.exists(b"1/root/etc/initrd-release");
-        root != self.first_root || stays || self.has_terminal_session()
+        if root != self.first_root {
+            let program = root_id(Some(&self.proc), b"1/exe");
+            return program.is_ok_and(|(device, _)| device != self.first_root.0);
+        }
+        stays || self.has_terminal_session()
     }
 
     /// Whether a process has a controlling terminal: init has started a shell or a login, so it stays in
