@@ -286,7 +286,7 @@ impl FromStr for PolicyTarget {
             (_, Some(port)) => TargetPort::One(parse_port(port)?),
             (_, None) => return Err(TargetError::NoPort),
         };
-        let host = match host {
+        let host = match normal_form(host).as_str() {
             "internet" => TargetHost::Internet,
             "private" => TargetHost::Private,
             "host" => TargetHost::Host,
@@ -311,7 +311,7 @@ pub(super) fn parse_destination(text: &str) -> Result<PolicyDestination, TargetE
         (_, Some(port)) => parse_port(port)?,
         (_, None) => return Err(TargetError::NoPort),
     };
-    if host == "host" {
+    if normal_form(host) == "host" {
         return Ok(PolicyDestination::Host { protocol, port });
     }
     if let Some((name, address)) = host.split_once('=') {
@@ -325,6 +325,11 @@ pub(super) fn parse_destination(text: &str) -> Result<PolicyDestination, TargetE
         Some(_) => return Err(TargetError::Address(host.into())),
         None => PolicyDestination::Name { protocol, name: parse_name(host)?, port },
     })
+}
+
+/// A name as rules compare it: in lower case, without a final dot.
+fn normal_form(name: &str) -> String {
+    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
 fn split_protocol(text: &str) -> Result<(PolicyProtocol, &str), TargetError> {
@@ -420,7 +425,7 @@ fn parse_name(text: &str) -> Result<String, TargetError> {
     if !text.is_ascii() {
         return Err(TargetError::NotAscii { name: text.into() });
     }
-    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let name = normal_form(text);
     let is_label = |label: &str| {
         let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         (1..=LABEL_MAX).contains(&label.len())

@@ -47,6 +47,7 @@ fn target_text_is_parsed_and_printed() {
     }
     for (text, same) in [
         ("tcp://PyPI.org.:443", "pypi.org:443"),
+        ("Internet.:443", "internet:443"),
         ("icmp://2001:db8::1", "icmp://[2001:db8::1]"),
         ("[2001:db8::]/32:443", "[2001:db8::/32]:443"),
     ] {
