@@ -1,5 +1,10 @@
 //! The manual: longer explanations whose examples are compiled as doctests.
 
+#[cfg(feature = "async")]
+#[cfg_attr(docsrs, doc(cfg(feature = "async")))]
+#[doc = include_str!("manual/agent.md")]
+pub mod agent {}
+
 #[doc = include_str!("manual/architecture.md")]
 pub mod architecture {}
 
