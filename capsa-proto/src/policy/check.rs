@@ -1,14 +1,15 @@
 //! The mistakes of a policy, all at once, and what deserves a warning.
 
+use alloc::collections::BTreeSet;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::net::{Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::Serialize;
 
-use super::address::is_special_range;
-use super::rules::reserved_port;
+use super::address::{behind_nat64, is_special_range};
+use super::rules::{RuleIndex, reserved_port};
 use super::target::{IpNetwork, NamePattern, PolicyProtocol, PolicyTarget, TargetHost, TargetPort};
 use super::{
     AddressClass, AllowRule, NetworkPolicy, PolicyLimits, PolicyMode, ResolveMode, StreamCheck,
@@ -36,10 +37,10 @@ pub struct PolicyWarning {
     pub reason: String,
 }
 
-/// The targets of a policy without mistakes, in the order of its lists.
+/// The rules of a policy without mistakes: the targets in the order of its list, and the exceptions.
 pub(super) struct CheckedTargets {
     pub(super) allow: Vec<PolicyTarget>,
-    pub(super) deny: Vec<PolicyTarget>,
+    pub(super) deny: RuleIndex,
 }
 
 /// Domains in which every customer can have a name, or whose servers serve other names too.
@@ -85,7 +86,7 @@ const DNS_OVER_HTTPS: &[&str] = &[
 const OWN_DOMAIN: &str = "capsa.internal";
 
 /// Networks that no rule opens, with what to write in place.
-fn closed_networks() -> [(IpNetwork, &'static str); 11] {
+fn closed_networks() -> [(IpNetwork, &'static str); 12] {
     let v4 = |a, b, c, d, prefix| IpNetwork::masked(Ipv4Addr::new(a, b, c, d).into(), prefix);
     let v6 = |start: u16, prefix| {
         IpNetwork::masked(Ipv6Addr::new(start, 0, 0, 0, 0, 0, 0, 0).into(), prefix)
@@ -102,6 +103,11 @@ fn closed_networks() -> [(IpNetwork, &'static str); 11] {
         (IpNetwork::host(Ipv6Addr::UNSPECIFIED.into()), remove),
         (IpNetwork::host(Ipv6Addr::LOCALHOST.into()), host),
         (IpNetwork::masked(Ipv6Addr::new(0xfd00, 0xca95, 0xa, 2, 0, 0, 0, 0).into(), 64), own),
+        // Exceptions for the IPv4 address do not match them.
+        (
+            IpNetwork::masked(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().into(), 96),
+            "write the IPv4 address that it contains",
+        ),
         (v6(0xff00, 8), remove),
         (v6(0xfe80, 10), "remove the rule: these addresses are valid on one link only"),
     ]
@@ -110,26 +116,28 @@ fn closed_networks() -> [(IpNetwork, &'static str); 11] {
 /// Parses and checks all rules.
 pub(super) fn targets(policy: &NetworkPolicy) -> Result<CheckedTargets, Vec<PolicyMistake>> {
     let mut check = PolicyCheck { mistakes: Vec::new() };
-    let deny = policy.deny.iter().enumerate();
-    let deny: Vec<Option<PolicyTarget>> =
-        deny.map(|(n, text)| check.parse(&format!("deny[{n}]"), text)).collect();
+    let mut deny = RuleIndex::default();
+    for (n, text) in policy.deny.iter().enumerate() {
+        if let Some(target) = check.parse(&format!("deny[{n}]"), text) {
+            deny.insert(text, target, ResolveMode::default(), None);
+        }
+    }
     let mut allow = Vec::new();
     for (n, rule) in policy.allow.iter().enumerate() {
         let place = format!("allow[{n}]");
         let Some(target) = check.parse(&place, &rule.to) else { continue };
         check.rule(&place, rule, &target);
-        let denies = |other: &&Option<PolicyTarget>| {
-            other.as_ref().is_some_and(|other| covers(other, &target))
-        };
-        if let Some(n) = deny.iter().position(|other| denies(&other)) {
-            let reason = format!("{:?} is denied by deny[{n}], {:?}", rule.to, policy.deny[n]);
+        let around = deny.rules_around(&target);
+        if let Some(other) = around.into_iter().find(|other| covers(&other.target, &target)) {
+            let n = policy.deny.iter().position(|text| *text == other.text).unwrap_or(0);
+            let reason = format!("{:?} is denied by deny[{n}], {:?}", rule.to, other.text);
             check.reject(&place, reason, "remove one of the two: a denied target stays denied");
         }
         allow.push(target);
     }
     check.limits(&policy.limits);
     match check.mistakes.is_empty() {
-        true => Ok(CheckedTargets { allow, deny: deny.into_iter().flatten().collect() }),
+        true => Ok(CheckedTargets { allow, deny }),
         false => Err(check.mistakes),
     }
 }
@@ -175,6 +183,10 @@ impl PolicyCheck {
                     let remedy = "write host:PORT for a port of the host; a service is always open";
                     self.reject(place, reason, remedy);
                 }
+                if name == "localhost" || name.ends_with(".localhost") {
+                    let reason = format!("{text:?}: in the guest this name is the guest itself");
+                    self.reject(place, reason, "write host:PORT for a port of the host");
+                }
             }
             _ => {}
         }
@@ -191,7 +203,16 @@ impl PolicyCheck {
     }
 
     fn network(&mut self, place: &str, text: &str, network: IpNetwork) {
-        let closed = closed_networks().into_iter().find(|(closed, _)| closed.covers(&network));
+        let embedded = match network.address() {
+            IpAddr::V6(v6) if network.is_host() => {
+                behind_nat64(v6).map(|v4| IpNetwork::host(v4.into()))
+            }
+            _ => None,
+        };
+        let is_closed = |closed: &IpNetwork| {
+            closed.covers(&network) || embedded.is_some_and(|v4| closed.covers(&v4))
+        };
+        let closed = closed_networks().into_iter().find(|(closed, _)| is_closed(closed));
         if let Some((closed, remedy)) = closed {
             let reason = format!("{text:?}: no rule opens addresses of {closed}");
             return self.reject(place, reason, remedy);
@@ -252,14 +273,14 @@ impl NetworkPolicy {
         if self.mode == PolicyMode::Record {
             warn("mode", "a policy that records refuses only the host and special addresses");
         }
+        let mut seen = BTreeSet::new();
         for (n, rule) in self.allow.iter().enumerate() {
             let place = format!("allow[{n}]");
             let Ok(target) = rule.to.parse::<PolicyTarget>() else { continue };
             for reason in target_warnings(rule, &target) {
                 warn(&place, reason);
             }
-            let is_repeated = |other: &AllowRule| other.to.parse().as_ref() == Ok(&target);
-            if self.allow[..n].iter().any(is_repeated) {
+            if !seen.insert(target.to_string()) {
                 warn(&place, "an earlier rule has the same target");
             }
         }

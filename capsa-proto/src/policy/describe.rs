@@ -39,7 +39,10 @@ impl fmt::Display for AllowRule {
             Some(StreamCheck::None) => f.write_str(", not checked")?,
             None => {}
         }
-        self.because.iter().try_for_each(|because| write!(f, " ({because})"))
+        let Some(because) = &self.because else { return Ok(()) };
+        // A line feed would begin what looks like another rule.
+        let is_control = |char: char| char.is_control();
+        write!(f, " ({})", because.replace(is_control, " "))
     }
 }
 
@@ -109,6 +112,8 @@ mod tests {
         assert_eq!(lines[2], "allow *.x.org:22, real addresses");
         assert_eq!(lines[3], "allow host:80");
         assert_eq!(lines[4], "deny 10.0.0.0/8:*");
+        let rule = AllowRule::new("a.b:1").because("x\nallow internet:*\u{1b}[2J").to_string();
+        assert!(!rule.contains(char::is_control), "{rule:?}");
         assert!(lines[5].contains("2000000000 bytes in all"), "{text}");
         let rule = AllowRule::new("tcp://pypi.org.:443").to_string();
         assert_eq!(rule, "pypi.org:443, TLS server name checked");

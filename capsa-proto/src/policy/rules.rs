@@ -4,7 +4,7 @@
 //! name, or one for each length of a prefix that the policy uses.
 
 use alloc::collections::BTreeMap;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
@@ -25,17 +25,17 @@ pub struct PolicyRules {
 
 /// A rule of an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct IndexedRule {
+pub(super) struct IndexedRule {
     /// As it is written in the policy.
-    text: String,
-    target: PolicyTarget,
+    pub(super) text: String,
+    pub(super) target: PolicyTarget,
     resolve: ResolveMode,
     check: Option<StreamCheck>,
 }
 
 /// Rules by what they match.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct RuleIndex {
+pub(super) struct RuleIndex {
     rules: Vec<IndexedRule>,
     exact: BTreeMap<String, Vec<usize>>,
     /// `*.` by what follows.
@@ -57,19 +57,20 @@ impl PolicyRules {
     /// With every mistake of the policy.
     pub fn new(policy: &NetworkPolicy) -> Result<Self, Vec<PolicyMistake>> {
         let CheckedTargets { allow, deny } = check::targets(policy)?;
-        let mut rules = Self {
-            mode: policy.mode,
-            limits: policy.limits.clone(),
-            allow: RuleIndex::default(),
-            deny: RuleIndex::default(),
-        };
-        for (text, target) in policy.deny.iter().zip(deny) {
-            rules.deny.insert(text, target, ResolveMode::default(), None);
+        let mut all: Vec<_> = policy.allow.iter().zip(allow).collect();
+        // The first rule that covers a flow decides what is checked, so the order is not that of the policy.
+        all.sort_by_key(|(rule, target)| {
+            (
+                target.port == TargetPort::Any,
+                rule.check.is_none(),
+                rule.check == Some(StreamCheck::None),
+            )
+        });
+        let mut allow = RuleIndex::default();
+        for (rule, target) in all {
+            allow.insert(&rule.to, target, rule.resolve, rule.check);
         }
-        for (rule, target) in policy.allow.iter().zip(allow) {
-            rules.allow.insert(&rule.to, target, rule.resolve, rule.check);
-        }
-        Ok(rules)
+        Ok(Self { mode: policy.mode, limits: policy.limits.clone(), allow, deny })
     }
 
     /// Whether refusals are carried out.
@@ -99,17 +100,18 @@ impl PolicyRules {
 
     /// A DNS query for the addresses of a name: allowed if any rule allows a flow to the name.
     pub fn query(&self, name: &str) -> PolicyVerdict {
-        // An exception for some ports, or for one protocol, leaves the others.
-        let denied =
-            || self.deny.name_rules(name).filter(|rule| rule.target.port == TargetPort::Any);
-        let is_denied = |rule: &IndexedRule| {
-            denied().any(|exception| exception.target.protocol == rule.target.protocol)
-        };
-        let mut rules = self.allow.name_rules(name).chain(self.allow.groups());
-        match (rules.find(|rule| !is_denied(rule)), denied().next()) {
-            (Some(rule), _) => allowed(rule),
-            (None, Some(rule)) => refused(Some(rule), Reason::Denied),
-            (None, None) => refused(None, Reason::NoRule),
+        // An exception for some ports or one protocol leaves the others.
+        let mut denied_by = None;
+        for rule in self.allow.name_rules(name).chain(self.allow.groups()) {
+            match self.deny.name_rules(name).find(|deny| deny.closes(rule)) {
+                Some(deny) => denied_by = denied_by.or(Some(deny)),
+                None => return allowed(rule),
+            }
+        }
+        let is_whole = |deny: &&IndexedRule| deny.target.port == TargetPort::Any;
+        match denied_by.or_else(|| self.deny.name_rules(name).find(is_whole)) {
+            Some(deny) => refused(Some(deny), Reason::Denied),
+            None => refused(None, Reason::NoRule),
         }
     }
 
@@ -170,20 +172,29 @@ impl PolicyRules {
         address: IpAddr,
         port: u16,
     ) -> Option<&IndexedRule> {
+        self.denying_rules(address).find(|rule| rule.covers(protocol, port))
+    }
+
+    /// The exceptions for an address, whatever their ports.
+    fn denying_rules(&self, address: IpAddr) -> impl Iterator<Item = &IndexedRule> {
         let embedded = match address {
             IpAddr::V6(v6) => behind_nat64(v6).map(IpAddr::V4),
             IpAddr::V4(_) => None,
         };
         let spellings = core::iter::once(address).chain(embedded);
-        let mut rules = spellings.flat_map(|address| self.deny.address_rules(address));
-        rules.find(|rule| rule.covers(protocol, port))
+        spellings.flat_map(|address| self.deny.address_rules(address))
     }
 
     /// An address in the answer to a query for an allowed name: allowed if a rule may allow a flow to it.
     pub fn answer(&self, name: &str, address: IpAddr) -> PolicyVerdict {
-        let mut denied = self.deny.address_rules(address);
-        if let Some(rule) = denied.find(|rule| rule.target.port == TargetPort::Any) {
-            return refused(Some(rule), Reason::Denied);
+        let by_name = || self.allow.name_rules(name).chain(self.allow.groups());
+        let denied =
+            |rule: &IndexedRule| self.denying_rules(address).find(|deny| deny.closes(rule));
+        // The exceptions must leave a flow that a rule for the name allows.
+        if let Some(deny) = by_name().next().and_then(denied)
+            && by_name().all(|rule| denied(rule).is_some())
+        {
+            return refused(Some(deny), Reason::Denied);
         }
         match AddressClass::of(address) {
             AddressClass::Special => refused(None, Reason::SpecialAddress),
@@ -276,7 +287,7 @@ impl PolicyRules {
 }
 
 impl RuleIndex {
-    fn insert(
+    pub(super) fn insert(
         &mut self,
         text: &str,
         target: PolicyTarget,
@@ -304,13 +315,29 @@ impl RuleIndex {
         self.rules.push(IndexedRule { text: text.into(), target, resolve, check });
     }
 
+    /// The rules that may cover a target, and all that do.
+    pub(super) fn rules_around(&self, target: &PolicyTarget) -> Vec<&IndexedRule> {
+        match &target.host {
+            TargetHost::Name(NamePattern::Exact(name)) => self.name_rules(name).collect(),
+            // A wildcard is covered by what matches it as a label.
+            TargetHost::Name(pattern) => self.name_rules(&pattern.to_string()).collect(),
+            TargetHost::Network(network) => self.address_rules(network.address()).collect(),
+            TargetHost::Internet => self.internet().collect(),
+            TargetHost::Private => self.at(&self.private).collect(),
+            TargetHost::Host => self.host().collect(),
+        }
+    }
+
     fn at<'a>(&'a self, indexes: &'a [usize]) -> impl Iterator<Item = &'a IndexedRule> {
         indexes.iter().filter_map(|index| self.rules.get(*index))
     }
 
     /// The rules that match a name, whatever their ports.
-    fn name_rules<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a IndexedRule> {
-        let parents = || name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
+    fn name_rules<'a, 'n>(
+        &'a self,
+        name: &'n str,
+    ) -> impl Iterator<Item = &'a IndexedRule> + use<'a, 'n> {
+        let parents = move || name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
         let one_label = parents().take(1).filter_map(|parent| self.one_label.get(parent));
         let any_depth = parents().filter_map(|parent| self.any_depth.get(parent));
         let found = self.exact.get(name).into_iter().chain(one_label).chain(any_depth);
@@ -346,6 +373,12 @@ impl RuleIndex {
 impl IndexedRule {
     fn covers(&self, protocol: PolicyProtocol, port: u16) -> bool {
         self.target.protocol == protocol && self.target.port.contains(port)
+    }
+
+    /// Whether this exception leaves no port of a rule, for the hosts that both match.
+    fn closes(&self, rule: &Self) -> bool {
+        let (own, other) = (&self.target, &rule.target);
+        own.protocol == other.protocol && (own.port == TargetPort::Any || own.port == other.port)
     }
 }
 

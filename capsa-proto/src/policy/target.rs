@@ -286,11 +286,9 @@ impl FromStr for PolicyTarget {
             (_, Some(port)) => TargetPort::One(parse_port(port)?),
             (_, None) => return Err(TargetError::NoPort),
         };
-        let host = match normal_form(host).as_str() {
-            "internet" => TargetHost::Internet,
-            "private" => TargetHost::Private,
-            "host" => TargetHost::Host,
-            _ => match parse_network(host)? {
+        let host = match group(host) {
+            Some(group) => group,
+            None => match parse_network(host)? {
                 Some(network) => TargetHost::Network(network),
                 None => TargetHost::Name(parse_pattern(host)?),
             },
@@ -308,13 +306,18 @@ pub(super) fn parse_destination(text: &str) -> Result<PolicyDestination, TargetE
     let (host, port) = split_port(protocol, rest)?;
     let port = match (protocol, port) {
         (PolicyProtocol::Icmp, _) => 0,
+        // A guest can send to this port, though no rule can name it.
+        (_, Some("0")) => 0,
         (_, Some(port)) => parse_port(port)?,
         (_, None) => return Err(TargetError::NoPort),
     };
-    if normal_form(host) == "host" {
+    if group(host) == Some(TargetHost::Host) {
         return Ok(PolicyDestination::Host { protocol, port });
     }
     if let Some((name, address)) = host.split_once('=') {
+        if parse_network(name)?.is_some() {
+            return Err(TargetError::Name(name.into()));
+        }
         let (name, address) = (parse_name(name)?, parse_address(address)?);
         return Ok(PolicyDestination::Resolved { protocol, name, address, port });
     }
@@ -330,6 +333,18 @@ pub(super) fn parse_destination(text: &str) -> Result<PolicyDestination, TargetE
 /// A name as rules compare it: in lower case, without a final dot.
 fn normal_form(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
+}
+
+/// What has a word of its own. With a dot after it, the word is a name: `internet.:443`.
+fn group(host: &str) -> Option<TargetHost> {
+    let groups = [TargetHost::Internet, TargetHost::Private, TargetHost::Host];
+    groups.into_iter().find(|group| group.to_string().eq_ignore_ascii_case(host))
+}
+
+/// A name as it is printed: with a dot after it if it would be read as a group.
+pub(super) fn name_text(name: &str) -> String {
+    let dot = if group(name).is_some() { "." } else { "" };
+    alloc::format!("{name}{dot}")
 }
 
 fn split_protocol(text: &str) -> Result<(PolicyProtocol, &str), TargetError> {
@@ -465,7 +480,7 @@ impl fmt::Display for TargetHost {
 impl fmt::Display for NamePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Exact(name) => f.write_str(name),
+            Self::Exact(name) => f.write_str(&name_text(name)),
             Self::OneLabel(suffix) => write!(f, "*.{suffix}"),
             Self::AnyDepth(suffix) => write!(f, "**.{suffix}"),
         }

@@ -47,7 +47,8 @@ fn target_text_is_parsed_and_printed() {
     }
     for (text, same) in [
         ("tcp://PyPI.org.:443", "pypi.org:443"),
-        ("Internet.:443", "internet:443"),
+        ("Internet:443", "internet:443"),
+        ("Internet.:443", "internet.:443"),
         ("icmp://2001:db8::1", "icmp://[2001:db8::1]"),
         ("[2001:db8::]/32:443", "[2001:db8::/32]:443"),
     ] {
@@ -285,6 +286,152 @@ fn suggested_policy_allows_what_was_seen() {
     for destination in seen.iter().filter(|seen| !matches!(seen, PolicyDestination::Query { .. })) {
         assert!(rules.explain(destination).is_allowed, "{destination}");
     }
+}
+
+#[test]
+fn name_like_a_group_is_printed_with_a_dot() {
+    for word in ["internet", "private", "host"] {
+        let name: PolicyTarget = alloc::format!("{word}.:443").parse().unwrap();
+        assert!(matches!(name.host, TargetHost::Name(_)), "{word}");
+        assert_eq!(name.to_string(), alloc::format!("{word}.:443"));
+        let upper: PolicyTarget = alloc::format!("{}:443", word.to_uppercase()).parse().unwrap();
+        assert_eq!(upper.to_string(), alloc::format!("{word}:443"));
+    }
+    // A guest that connects to such a name does not get a rule for the group.
+    let seen = ["internet", "private", "host"].map(|name| PolicyDestination::Resolved {
+        protocol: PolicyProtocol::Tcp,
+        name: name.into(),
+        address: [93, 184, 216, 34].into(),
+        port: 443,
+    });
+    let policy = suggest(seen.clone());
+    let targets: Vec<&str> = policy.allow.iter().map(|rule| &rule.to[..]).collect();
+    assert_eq!(targets, ["host.:443", "internet.:443", "private.:443"]);
+    let rules = PolicyRules::new(&policy).unwrap();
+    assert!(seen.iter().all(|destination| rules.explain(destination).is_allowed));
+    assert!(!explain(&rules, "other.example:443").0 && !explain(&rules, "host:443").0);
+}
+
+#[test]
+fn suggestion_reads_no_name_as_an_address() {
+    for name in ["10.0.0.5", "1.2.3.4", "0x7f.1"] {
+        let seen = PolicyDestination::Resolved {
+            protocol: PolicyProtocol::Tcp,
+            name: name.into(),
+            address: [93, 184, 216, 34].into(),
+            port: 443,
+        };
+        let policy = suggest([seen]);
+        let is_network = |rule: &AllowRule| {
+            matches!(rule.to.parse(), Ok(PolicyTarget { host: TargetHost::Network(_), .. }))
+        };
+        assert!(!policy.allow.iter().any(is_network), "{policy:?}");
+        assert!(alloc::format!("{name}=1.1.1.1:443").parse::<PolicyDestination>().is_err());
+    }
+}
+
+#[test]
+fn exception_leaves_other_protocols_of_a_name() {
+    let policy = rules(&["pypi.org:443"], &["icmp://pypi.org", "udp://pypi.org:*"]);
+    assert!(explain(&policy, "dns:pypi.org").0 && explain(&policy, "pypi.org:443").0);
+    let policy = rules(&["a.org:443"], &["icmp://1.1.1.1", "udp://1.1.0.0/16:*"]);
+    assert!(policy.answer("a.org", [1, 1, 1, 1].into()).is_allowed);
+    // Without an open port the query has no purpose.
+    let policy = rules(&["**.a.org:443"], &["x.a.org:443", "1.1.1.1:443"]);
+    assert_eq!(explain(&policy, "dns:x.a.org").2, VerdictReason::Denied);
+    assert!(explain(&policy, "dns:y.a.org").0);
+    assert!(!policy.answer("y.a.org", [1, 1, 1, 1].into()).is_allowed);
+    // The exception for an IPv4 address is one for the same behind NAT64.
+    let nat64 = "64:ff9b::101:101".parse().unwrap();
+    assert!(!policy.answer("y.a.org", nat64).is_allowed);
+}
+
+#[test]
+fn stream_check_is_independent_of_order() {
+    let rule = |to: &str, check: Option<StreamCheck>| AllowRule { check, ..AllowRule::new(to) };
+    let cases = [
+        (rule("a.org:*", None), rule("a.org:443", Some(StreamCheck::None)), StreamCheck::None),
+        (rule("a.org:443", None), rule("a.org:443", Some(StreamCheck::None)), StreamCheck::None),
+        (
+            rule("a.org:443", Some(StreamCheck::Tls)),
+            rule("a.org:443", Some(StreamCheck::None)),
+            StreamCheck::Tls,
+        ),
+        (rule("a.org:*", Some(StreamCheck::None)), rule("a.org:443", None), StreamCheck::Tls),
+    ];
+    for (one, other, want) in cases {
+        for pair in [[&one, &other], [&other, &one]] {
+            let policy =
+                pair.into_iter().cloned().fold(NetworkPolicy::new(), NetworkPolicy::allow_rule);
+            let rules = PolicyRules::new(&policy).unwrap();
+            assert_eq!(rules.stream_check("a.org", 443), want, "{policy:?}");
+        }
+    }
+}
+
+#[test]
+fn rule_for_an_address_in_another_form_is_a_mistake() {
+    for (to, remedy) in [
+        ("[::ffff:10.0.0.1]:443", "IPv4 address"),
+        ("[::ffff:127.0.0.1]:443", "IPv4 address"),
+        ("[64:ff9b::7f00:1]:443", "host:PORT"),
+        ("localhost:8080", "host:PORT"),
+        ("**.app.localhost:8080", "host:PORT"),
+    ] {
+        let mistakes = PolicyRules::new(&policy(&[to], &[])).expect_err(to);
+        assert!(mistakes[0].remedy.contains(remedy), "{mistakes:?}");
+    }
+    assert!(PolicyRules::new(&policy(&["[64:ff9b::101:101]:443"], &[])).is_ok());
+}
+
+#[test]
+fn exception_that_covers_a_rule_is_found() {
+    for (allow, deny) in [
+        ("a.org:443", "a.org:*"),
+        ("x.a.org:443", "*.a.org:443"),
+        ("*.a.org:443", "*.a.org:*"),
+        ("*.a.org:443", "**.a.org:443"),
+        ("*.b.a.org:443", "**.a.org:443"),
+        ("**.b.a.org:443", "**.a.org:443"),
+        ("10.1.0.0/16:1", "10.0.0.0/8:*"),
+        ("10.1.2.3:1", "private:1"),
+        ("1.1.1.1:1", "internet:*"),
+        ("internet:1", "internet:*"),
+        ("private:1", "private:1"),
+        ("host:1", "host:*"),
+    ] {
+        let mistakes = PolicyRules::new(&policy(&[allow], &["z.org:1", deny])).expect_err(allow);
+        assert!(mistakes[0].reason.contains("denied by deny[1]"), "{mistakes:?}");
+    }
+    for (allow, deny) in [
+        ("*.a.org:443", "x.a.org:443"),
+        ("**.a.org:443", "*.a.org:443"),
+        ("10.0.0.0/8:1", "10.1.0.0/16:1"),
+        ("a.org:*", "a.org:443"),
+        ("a.org:443", "udp://a.org:443"),
+    ] {
+        assert!(PolicyRules::new(&policy(&[allow], &[deny])).is_ok(), "{allow} {deny}");
+    }
+}
+
+/// A check whose time grows with the square of the rules would take minutes.
+#[test]
+fn policy_check_costs_little_with_many_rules() {
+    let name = |kind: char, n: u32| alloc::format!("{kind}{n}.example.org:443");
+    let mut policy =
+        (0..20_000).map(|n| name('a', n)).fold(NetworkPolicy::new(), NetworkPolicy::allow);
+    policy = (0..20_000).map(|n| name('d', n)).fold(policy, NetworkPolicy::deny);
+    let began = Instant::now();
+    assert!(PolicyRules::new(&policy).is_ok() && policy.warnings().is_empty());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[test]
+fn destination_may_have_port_0() {
+    let rules = rules(&["a.org:*", "b.org:1"], &[]);
+    assert!(explain(&rules, "a.org:0").0);
+    assert_eq!(explain(&rules, "b.org:0").2, VerdictReason::Port);
+    assert!("a.org:0".parse::<PolicyTarget>().is_err());
 }
 
 #[test]

@@ -206,7 +206,7 @@ impl fmt::Display for PolicyDestination {
         };
         f.write_str(protocol.prefix())?;
         match self {
-            Self::Name { name, .. } => f.write_str(name)?,
+            Self::Name { name, .. } => f.write_str(&target::name_text(name))?,
             Self::Address { address: IpAddr::V6(v6), .. } => write!(f, "[{v6}]")?,
             Self::Address { address, .. } => write!(f, "{address}")?,
             Self::Resolved { name, address: IpAddr::V6(v6), .. } => write!(f, "{name}=[{v6}]")?,
