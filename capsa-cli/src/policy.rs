@@ -30,7 +30,7 @@ pub(crate) fn check(arguments: &Arguments, file: &str) -> Result<u8, CliError> {
         let content = json!({"file": file, "problems": [], "warnings": warnings, "policy": policy});
         return print(&json_output::document("network-check", content));
     }
-    let mut out = format!("{file}: no errors\n");
+    let mut out = escape_control_line(&format!("{file}: no errors")) + "\n";
     for warning in &warnings {
         let field = format!("network.{}", warning.place);
         let name = settings.name_of(&field);

@@ -1,6 +1,6 @@
 //! "Did you mean": suggests the known word that is most similar to an unknown one.
 
-/// The least similarity, from 0 to 1, of a suggestion.
+/// The least similarity of a suggestion: from 0 to 1, and above 1 for a word that continues the other.
 const MIN_SIMILARITY: f64 = 0.65;
 
 /// The known word that is most similar.
@@ -10,7 +10,9 @@ pub(crate) fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
             short.trim_start_matches('-').len() >= 3 && long.starts_with(short)
         };
         if is_prefix_of(known, word) || is_prefix_of(word, known) {
-            return 1.0;
+            // Of several, the one that misses the fewest letters.
+            let missing = known.len().abs_diff(word.len());
+            return 2.0 - missing as f64 / 100.0;
         }
         // One wrong letter is more likely than three missing ones.
         if word.len() >= 3 && strsim::damerau_levenshtein(known, word) == 1 {
@@ -34,6 +36,13 @@ pub(crate) fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn closest_prefers_the_shorter_continuation() {
+        let known = ["flows", "flows-per-second", "connecting"];
+        assert_eq!(closest("flow", known), Some("flows"));
+        assert_eq!(closest("connect", known), Some("connecting"));
+    }
 
     #[test]
     fn closest_finds_misspellings_only() {

@@ -296,7 +296,13 @@ impl<'f> ConfigReader<'f> {
     }
 
     fn unknown_key(&mut self, table: &SectionTable<'_, '_>, name: &str, at: Range<usize>) {
-        let names = || table.section.rows().map(Setting::key_name);
+        let nested = || {
+            let before = |section: &Section| {
+                section.name.strip_prefix(table.section.name)?.strip_prefix('.')
+            };
+            SECTIONS.iter().filter_map(before)
+        };
+        let names = || table.section.rows().map(Setting::key_name).chain(nested());
         let elsewhere = SECTIONS.iter().find(|other| other.row(name).is_some());
         let hint = match (suggest::closest(name, names()), elsewhere) {
             (Some(meant), _) => format!("did you mean {meant}?"),

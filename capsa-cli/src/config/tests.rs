@@ -229,3 +229,15 @@ fn unknown_key_of_a_service_lists_its_keys() {
     let message = failure(Path::new("vm.toml"), text, mistakes).to_string();
     assert!(message.contains("known keys: address, unix"), "{message}");
 }
+
+#[test]
+fn unknown_key_may_be_meant_for_a_nested_section() {
+    for (text, meant) in [
+        ("[network]\n[network.limit]\nflows = 3\n", "did you mean limits?"),
+        ("[network.limits]\nflow = 3\n", "did you mean flows?"),
+    ] {
+        let mistakes = parse(text, Path::new("")).unwrap_err();
+        let message = failure(Path::new("vm.toml"), text, mistakes).to_string();
+        assert!(message.contains(meant), "{message}");
+    }
+}
