@@ -20,6 +20,24 @@ impl VmHandle {
     {
         Command(self.inner.exec(args))
     }
+
+    /// Blocking version of [`crate::VmHandle::read_file`].
+    ///
+    /// # Errors
+    ///
+    /// The same as the async version.
+    pub fn read_file(&self, path: impl AsRef<OsStr>) -> Result<Vec<u8>> {
+        block_on(self.inner.read_file(path))
+    }
+
+    /// Blocking version of [`crate::VmHandle::write_file`].
+    ///
+    /// # Errors
+    ///
+    /// The same as the async version.
+    pub fn write_file(&self, path: impl AsRef<OsStr>, content: impl AsRef<[u8]>) -> Result<()> {
+        block_on(self.inner.write_file(path, content))
+    }
 }
 
 /// A command in the guest; the blocking version of [`exec::Command`].

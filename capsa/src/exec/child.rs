@@ -32,7 +32,8 @@ pub struct Child {
     pub stderr: Option<ChildOutput>,
     operation: Arc<ActiveOperation>,
     begun: Instant,
-    program: String,
+    /// What it does, for errors: "running `ls`".
+    action: String,
 }
 
 /// The standard input of a command. Closing or dropping it ends the input, after what was written.
@@ -67,7 +68,7 @@ impl Child {
     pub(super) fn new(
         shared: Arc<Shared>,
         handle: OperationHandle,
-        program: String,
+        action: String,
         [stdin, stdout, stderr]: [bool; 3],
     ) -> Self {
         let operation = Arc::new(ActiveOperation { shared, handle });
@@ -78,7 +79,7 @@ impl Child {
             stderr: stderr.then(|| output(OutputStream::Stderr)),
             operation,
             begun: Instant::now(),
-            program,
+            action,
         }
     }
 
@@ -101,6 +102,16 @@ impl Child {
     /// has passed; [`Error::GuestEnded`] when the VM ends before; [`Error::Agent`] when the guest reboots,
     /// or the agent does not answer or breaks the protocol; [`Error::Io`] when the VM cannot be driven.
     pub async fn wait(&mut self) -> Result<ExitStatus> {
+        Ok(match self.ended().await? {
+            OperationEnd::Exited(status) => ExitStatus::exited(status),
+            OperationEnd::Signaled(number) => ExitStatus::signaled(number),
+            // The agent kills what it cancels.
+            _ => ExitStatus::signaled(9),
+        })
+    }
+
+    /// Waits for the end of an operation that may be no command.
+    pub(super) async fn ended(&mut self) -> Result<OperationEnd> {
         self.stdin = None;
         let ActiveOperation { shared, handle } = &*self.operation;
         let ended = poll_fn(|cx| {
@@ -115,15 +126,12 @@ impl Child {
             }
         });
         let (end, report) = ended.await?;
-        let expected = || format!("the end of `{}` in the guest", self.program);
+        let expected = || format!("the end of {} in the guest", self.action);
         let error = match end {
-            Ok(OperationEnd::Exited(status)) => return Ok(ExitStatus::exited(status)),
-            Ok(OperationEnd::Signaled(number)) => return Ok(ExitStatus::signaled(number)),
-            // The agent kills what it cancels.
-            Ok(OperationEnd::Done | OperationEnd::Cancelled) => return Ok(ExitStatus::signaled(9)),
             Ok(OperationEnd::Failed(errno)) => {
-                Error::GuestErrno { operation: format!("running `{}`", self.program), errno }
+                Error::GuestErrno { operation: self.action.clone(), errno }
             }
+            Ok(end) => return Ok(end),
             Err(AgentError::TimedOut { waited }) => {
                 Error::Timeout { expected: expected(), waited, tail: String::new(), hint: None }
             }
@@ -151,6 +159,13 @@ impl Child {
     }
 
     pub(super) async fn collect(mut self, limit: usize) -> Result<ExecOutput> {
+        let (out, err) = self.outputs(limit).await;
+        let status = self.wait().await?;
+        Ok(ExecOutput::new(status, out, err))
+    }
+
+    /// Ends its input and collects its outputs.
+    pub(super) async fn outputs(&mut self, limit: usize) -> (Collected, Collected) {
         self.stdin = None;
         let (mut stdout, mut stderr) = (self.stdout.take(), self.stderr.take());
         let (mut out, mut err) = (Collected::default(), Collected::default());
@@ -161,8 +176,7 @@ impl Child {
             second
         })
         .await;
-        let status = self.wait().await?;
-        Ok(ExecOutput::new(status, out, err))
+        (out, err)
     }
 
     /// Kills the process group of the command, and discards the output that has not arrived.

@@ -166,7 +166,7 @@ impl Command {
         Ok(Child::new(
             Arc::clone(&self.shared),
             handle,
-            program.unwrap_or_default(),
+            format!("running `{}`", program.unwrap_or_default()),
             [self.spec.has_input, self.stdout == ExecStdio::Piped, self.stderr == ExecStdio::Piped],
         ))
     }

@@ -22,6 +22,7 @@
 
 mod child;
 mod command;
+mod files;
 mod status;
 #[cfg(feature = "tokio")]
 mod tokio;

@@ -10,7 +10,7 @@ use capsa_testkit::workspace;
 
 /// What only the async and blocking APIs have, and what an event loop calls instead.
 const NOT_IN_EMBED: [(&str, &[&str]); 8] = [
-    ("an operation is a value: `begin_operation`", &["exec<I, S>"]),
+    ("an operation is a value: `begin_operation`", &["exec<I, S>", "read_file", "write_file"]),
     ("the owner of the loop waits: `poll_event`", &["wait", "wait_timeout", "keep_running"]),
     ("a console is a reader of the VM: `add_reader`", &["console", "reader", "split", "log_to"]),
     ("every wait takes a timeout", &["login_timeout", "run_command_timeout"]),

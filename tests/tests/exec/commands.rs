@@ -55,6 +55,30 @@ fn output_has_streams_status_and_environment() {
 }
 
 #[test]
+fn files_are_written_and_read() {
+    run_isolated!();
+    block_on(async {
+        let vm = started().await;
+        let dir = PathBuf::from(std::env::var_os("CAPSA_RUN_DIR").unwrap());
+        let (path, absent) = (dir.join("file"), dir.join("absent/file"));
+        let content: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
+        vm.write_file(&path, &content).await.unwrap();
+        assert_eq!(vm.read_file(&path).await.unwrap(), content);
+        vm.write_file(&path, b"short").await.unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"short");
+        let error = vm.read_file(&absent).await.unwrap_err();
+        assert!(matches!(error, Error::GuestErrno { errno: 2, .. }), "{error:?}");
+        assert!(error.to_string().starts_with(&format!("reading {}", absent.display())), "{error}");
+        let error = vm.write_file(&absent, &content).await.unwrap_err();
+        assert!(matches!(error, Error::GuestErrno { errno: 2, .. }), "{error:?}");
+        // One byte more than is read.
+        std::fs::File::create(&path).unwrap().set_len((64 << 20) + 1).unwrap();
+        let error = vm.read_file(&path).await.unwrap_err();
+        assert!(matches!(error, Error::GuestErrno { errno: 27, .. }), "{error:?}");
+    });
+}
+
+#[test]
 fn input_passes_through_both_windows() {
     run_isolated!();
     block_on(async {
@@ -121,7 +145,7 @@ fn timeout_and_end_of_vm_have_errors() {
         let vm = started().await;
         let error = vm.exec(["sleep", "987"]).timeout(Duration::from_millis(300)).output().await;
         let Err(Error::Timeout { expected, .. }) = &error else { panic!("{error:?}") };
-        assert_eq!(expected, "the end of `sleep` in the guest");
+        assert_eq!(expected, "the end of running `sleep` in the guest");
         let mut child = vm.exec(["sleep", "987"]).spawn().unwrap();
         vm.kill().await.unwrap();
         let error = child.wait().await;
