@@ -181,8 +181,6 @@ struct RunLoop<'r> {
     stdio: Option<Stdio>,
     recorder: Option<FileRecorder>,
     job: Option<GuestCommand>,
-    /// The command's output is kept for the JSON document.
-    keeps_output: bool,
     control: Option<ControlServer>,
     relays: Relays,
     reporter: &'r Reporter,
@@ -241,7 +239,6 @@ impl<'r> RunLoop<'r> {
             stdio: None,
             recorder,
             job,
-            keeps_output: plan.json,
             control: None,
             relays,
             reporter,

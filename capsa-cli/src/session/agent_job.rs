@@ -5,7 +5,7 @@
 //! output is taken only when this program's output has accepted the bytes before, so that the command waits
 //! for a slow reader and no byte is lost. At the end the agent shuts the guest down.
 //!
-//! An agent that does not answer has run nothing: then the console can run the command instead.
+//! An agent that does not answer within its limit is an error, whose text names the other route.
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
@@ -85,17 +85,6 @@ impl AgentJob {
             shutdown: None,
             power_off_at: None,
         })
-    }
-
-    /// The plan, to run it on the console instead.
-    pub(crate) fn into_plan(self, vm: &mut Vm) -> JobPlan {
-        vm.remove_reader(self.console);
-        self.plan
-    }
-
-    /// Whether the console may run the command if the agent does not answer.
-    pub(crate) fn may_use_console(&self) -> bool {
-        self.plan.route.is_none()
     }
 
     /// Standard input, while the command reads it.
@@ -344,10 +333,8 @@ impl AgentJob {
     fn on_error(&mut self, error: AgentError) -> JobEvent {
         let has_run_nothing =
             matches!(error, AgentError::NoAnswer { .. } | AgentError::NotReady { .. });
-        if has_run_nothing && self.may_use_console() {
-            return JobEvent::AgentSilent(error.to_string());
-        }
-        self.fail(format!("cannot run the command: {error}"))
+        let hint = if has_run_nothing { "; `--via console` needs no agent" } else { "" };
+        self.fail(format!("cannot run the command: {error}{hint}"))
     }
 
     fn fail(&mut self, reason: String) -> JobEvent {

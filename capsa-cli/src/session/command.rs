@@ -155,7 +155,6 @@ impl RunLoop<'_> {
                 self.reporter.status(Some("running the command"));
             }
             Some(JobEvent::Output) => self.reporter.status(None),
-            Some(JobEvent::AgentSilent(reason)) => self.use_console(&reason),
             Some(JobEvent::Finished) => {
                 self.job_finished = Some(Instant::now());
                 self.reporter.status(Some("stopping"));
@@ -169,24 +168,6 @@ impl RunLoop<'_> {
                 let elapsed = self.job_finished.map_or(Duration::ZERO, |at| at.elapsed());
                 // Fails only for a VM that was never started, and this one was.
                 let _ = self.vm.stop_with_timeout(self.grace.saturating_sub(elapsed));
-            }
-        }
-    }
-
-    /// Runs the command on the console, because the agent has run nothing.
-    fn use_console(&mut self, reason: &str) {
-        let Some(GuestCommand::Agent(job)) = self.job.take() else { return };
-        self.reporter.warn(&format!("{reason}; the command runs on the console instead"));
-        let plan = job.into_plan(&mut self.vm);
-        match Job::new(plan, self.keeps_output, &mut self.vm) {
-            Ok(job) => {
-                let job = self.job.insert(GuestCommand::Console(job));
-                let event = job.on_status(&mut self.vm);
-                self.on_job_event(event);
-            }
-            Err(error) => {
-                self.reporter.error(&format!("cannot use standard output: {error}"));
-                self.stop(self.grace);
             }
         }
     }

@@ -190,8 +190,6 @@ pub(crate) enum JobEvent {
     LoggedIn,
     /// The agent has started the command.
     Begun,
-    /// The agent does not answer, for this reason, and has run nothing.
-    AgentSilent(String),
     Output,
     Finished,
     /// The command that shuts the guest down has ended. The guest may still run.
