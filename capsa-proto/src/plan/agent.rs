@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn tail_has_program_nonce_and_init() {
         let tail = initrd(Some("/sbin/init")).tail(5, &[b'n'; NONCE_LEN]);
-        assert_eq!(&tail[..13], b"\0\0\0\0\0\0\0070701");
+        assert_eq!(&tail[..13], b"\0\0\0\0\0\0\x00070701");
         for text in [&b"capsa-agent/agent\0"[..], b"\x7fELF program", &[b'n'; NONCE_LEN]] {
             assert!(contains(&tail, text), "{text:?}");
         }
