@@ -310,6 +310,35 @@ fn replaced_policy_starts_no_waiting_connect() {
 }
 
 #[test]
+fn attack_49_replaced_policy_ends_a_held_stream() {
+    let targets = ["allowed.example:443", "allowed.example:80", "udp://allowed.example:123"];
+    let mut test = test(&targets);
+    let address = test.address(NAME);
+    let hello = client_hello(NAME);
+    let mut held = test.open(address, 443);
+    test.give(&mut held, 0, &hello[..100]);
+    // One is connecting, and one sends datagrams.
+    assert!(test.connect(address, 80).is_some() && test.datagram(address, 123).is_some());
+    assert_eq!(test.net.flows(), 3);
+    test.net.set_policy(rules(&allow(&["other.example:443"])), test.now);
+    test.poll();
+    assert_eq!(test.net.flows(), 0);
+    // The rest of the handshake comes too late, and no later timeout speaks of it.
+    test.give(&mut held, 100, &hello[100..]);
+    assert!(held.socket.is_empty());
+    test.events();
+    test.pass(Duration::from_secs(6));
+    assert!(test.events().iter().all(|event| event.reason != Reason::Incomplete));
+    // The address stays that of the name, which is denied now.
+    assert_eq!(test.connect(address, 443), None);
+    assert_eq!(test.events().pop().unwrap().name.as_deref(), Some(NAME));
+    test.net.set_policy(rules(&allow(&targets)), test.now);
+    let mut stream = test.open(address, 443);
+    test.give(&mut stream, 0, &hello);
+    assert!(stream.socket == hello);
+}
+
+#[test]
 fn record_reports_first_bytes_and_carries_them() {
     let policy = allow(&["allowed.example:443"]).record();
     let mut test = PolicyTest::of(&policy).with(NAME, &["93.184.216.34"]);
