@@ -64,6 +64,16 @@ pub(super) fn is_special_range(network: &IpNetwork) -> bool {
         || SPECIAL_V6.iter().any(|(start, prefix)| is_within((*start).into(), *prefix))
 }
 
+/// Whether private networks are among other addresses of a network.
+pub(super) fn has_private_range(network: &IpNetwork) -> bool {
+    let is_wider = |start: IpAddr, prefix| {
+        let range = IpNetwork::masked(start, prefix);
+        network.covers(&range) && *network != range
+    };
+    PRIVATE_V4.iter().any(|(start, prefix)| is_wider((*start).into(), *prefix))
+        || PRIVATE_V6.iter().any(|(start, prefix)| is_wider((*start).into(), *prefix))
+}
+
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> (Ipv4Addr, u8) {
     (Ipv4Addr::new(a, b, c, d), prefix)
 }

@@ -8,7 +8,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::Serialize;
 
-use super::address::{behind_nat64, is_special_range};
+use super::address::{behind_nat64, has_private_range, is_special_range};
 use super::rules::{RuleIndex, reserved_port};
 use super::target::{IpNetwork, NamePattern, PolicyProtocol, PolicyTarget, TargetHost, TargetPort};
 use super::{
@@ -317,6 +317,9 @@ fn target_warnings(rule: &AllowRule, target: &PolicyTarget) -> Vec<&'static str>
         }
         TargetHost::Private => {
             out.push("every host of the private networks that this host reaches is allowed");
+        }
+        TargetHost::Network(network) if has_private_range(network) => {
+            out.push("private networks are among these addresses; internet has public hosts only");
         }
         _ => {}
     }

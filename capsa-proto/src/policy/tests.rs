@@ -427,6 +427,19 @@ fn policy_check_costs_little_with_many_rules() {
 }
 
 #[test]
+fn network_around_private_ones_has_a_warning() {
+    let warnings = |to: &str| policy(&[to], &[]).warnings().len();
+    for to in ["0.0.0.0/0:443", "[::/0]:443", "8.0.0.0/5:443", "udp://192.0.0.0/8:1"] {
+        assert_eq!(warnings(to), 1, "{to}");
+    }
+    for to in
+        ["10.0.0.0/8:443", "10.1.0.0/16:443", "1.0.0.0/8:443", "[2000::/3]:443", "[fc00::/7]:1"]
+    {
+        assert_eq!(warnings(to), 0, "{to}");
+    }
+}
+
+#[test]
 fn destination_may_have_port_0() {
     let rules = rules(&["a.org:*", "b.org:1"], &[]);
     assert!(explain(&rules, "a.org:0").0);
