@@ -144,10 +144,10 @@ fn run_details(out: &mut String) {
 }
 
 const CONSOLE: &str = "
-With -- COMMAND, capsa runs the command in the guest with its words unchanged, prints its output as it
-arrives, stops the VM, and exits with the command's exit code. The guest agent runs it, with standard
-input, and standard error apart. Where the guest cannot have the agent, or with --via console, capsa
-waits for the guest's shell on the console and logs in if the guest asks.
+With -- COMMAND, capsa runs the command in the guest with its words unchanged, prints its output as
+it arrives, stops the VM, and exits with the command's exit code. The guest agent runs it, with
+standard input, and standard error apart. Where the guest cannot have the agent, or with --via
+console, capsa waits for the guest's shell on the console and logs in if the guest asks.
 
 With --console stdio, standard output has the guest's console and nothing else; messages of capsa go
 to standard error. On a terminal all keys go to the guest, Ctrl-C included, except:
