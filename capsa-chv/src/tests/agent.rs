@@ -27,13 +27,17 @@ fn plan_agent_uses_vsock_and_inherited_initrd() {
 #[test]
 fn plan_agent_slot_is_that_of_vsock() {
     let disk = Disk { read_only: true, ..disk("/raw", ImageFormat::Raw) };
-    let with = |disks, vsock| VmSpec {
-        disks: vec![disk.clone(); disks],
-        vsock,
-        agent: AgentMode::Auto,
-        ..with_agent()
-    };
+    let with = |disks, vsock| VmSpec { disks: vec![disk.clone(); disks], vsock, ..with_agent() };
     assert!(plan(with(28, false)).agent.is_some());
     assert!(plan(with(28, true)).agent.is_some());
-    assert!(plan(with(29, false)).agent.is_none());
+    let violations = rejected(with(29, false), &host(), &all_found());
+    assert!(violations.contains("it needs 1 more devices"), "{violations}");
+}
+
+#[test]
+fn plan_auto_agent_needs_more_than_vsock() {
+    let plan = plan(VmSpec { agent: AgentMode::Auto, ..with_agent() });
+    assert_eq!(plan.agent, None);
+    let note = "the guest has no agent: cloud-hypervisor reaches it by vsock only";
+    assert!(plan.notes.iter().any(|it| it.text.starts_with(note)), "{:?}", plan.notes);
 }

@@ -295,7 +295,14 @@ impl Validation<'_> {
             AgentMode::Required => true,
         };
         match agent::agent(self.spec, self.backend, self.host) {
-            Ok(agent) => return Some(agent),
+            Ok(agent) if is_required || agent.transports.iter().any(|way| way.is_common()) => {
+                return Some(agent);
+            }
+            Ok(_) => self.notes.push(Note::info(format!(
+                "the guest has no agent: {} reaches it by vsock only, for which many guests lack a driver \
+                 until they have booted; require the agent if this one has it",
+                self.backend.name()
+            ))),
             Err(None) => {}
             Err(Some(reason)) if is_required => {
                 let what = format!("the guest cannot have the agent: {}", reason.what);

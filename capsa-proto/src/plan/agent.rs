@@ -66,6 +66,15 @@ impl AgentTransport {
     /// All transports, the preferred first.
     pub const ALL: [Self; 3] = [Self::Vsock, Self::VirtioSerial, Self::SerialPort];
 
+    /// Whether nearly every kernel has its driver. [`AgentMode::Auto`](crate::spec::AgentMode) relies on such a
+    /// transport, because a VM that worked without the agent works with it as well.
+    pub(crate) const fn is_common(self) -> bool {
+        match self {
+            Self::Vsock => false,
+            Self::VirtioSerial | Self::SerialPort => true,
+        }
+    }
+
     /// Whether it needs a slot of the bus, beside the devices that the VM has anyway.
     pub(crate) const fn needs_slot(self, spec: &VmSpec) -> bool {
         match self {
