@@ -297,9 +297,14 @@ impl FromStr for PolicyTarget {
     }
 }
 
+/// The word before the name of a query: `dns:pypi.org`.
+const QUERY: &str = "dns";
+
 /// Parses the form of [`PolicyDestination`].
 pub(super) fn parse_destination(text: &str) -> Result<PolicyDestination, TargetError> {
-    if let Some(name) = text.strip_prefix("dns:") {
+    if let Some((word, name)) = text.split_once(':')
+        && word.eq_ignore_ascii_case(QUERY)
+    {
         return Ok(PolicyDestination::Query { name: parse_name(name)? });
     }
     let (protocol, rest) = split_protocol(text)?;
@@ -341,9 +346,9 @@ fn group(host: &str) -> Option<TargetHost> {
     groups.into_iter().find(|group| group.to_string().eq_ignore_ascii_case(host))
 }
 
-/// A name as it is printed: with a dot after it if it would be read as a group.
+/// A name as it is printed: with a dot after it if it would be read as a group or a query.
 pub(super) fn name_text(name: &str) -> String {
-    let dot = if group(name).is_some() { "." } else { "" };
+    let dot = if group(name).is_some() || name == QUERY { "." } else { "" };
     alloc::format!("{name}{dot}")
 }
 

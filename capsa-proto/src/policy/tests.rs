@@ -289,6 +289,16 @@ fn suggested_policy_allows_what_was_seen() {
 }
 
 #[test]
+fn query_is_read_in_any_case_and_is_no_name() {
+    for (text, printed) in [("DNS:pypi.org", "dns:pypi.org"), ("dns.:53", "dns.:53")] {
+        let destination: PolicyDestination = text.parse().unwrap();
+        assert_eq!(destination.to_string(), printed);
+        let is_query = matches!(destination, PolicyDestination::Query { .. });
+        assert_eq!(is_query, text.starts_with("DNS"), "{text}");
+    }
+}
+
+#[test]
 fn name_like_a_group_is_printed_with_a_dot() {
     for word in ["internet", "private", "host"] {
         let name: PolicyTarget = alloc::format!("{word}.:443").parse().unwrap();
