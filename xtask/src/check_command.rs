@@ -11,7 +11,7 @@ use crate::{Outcome, finish};
 pub(crate) const NAME: &str = "check-command";
 
 /// Size limit of the stripped program, in bytes.
-const MAX_SIZE: u64 = 4 << 20;
+const MAX_SIZE: u64 = 4352 << 10;
 
 pub(crate) fn run(arguments: Arguments) -> Outcome {
     finish(arguments)?;

@@ -19,7 +19,7 @@ impl AgentClient {
     }
 
     /// Begins an operation, which the agent ends after `limit`. It waits until the guest is ready, at most
-    /// [`ANSWER_LIMIT`], and while [`MAX_OPERATIONS`] others run.
+    /// [`ANSWER_LIMIT`], and while [`MAX_OPERATIONS`](crate::agent::protocol::MAX_OPERATIONS) others run.
     ///
     /// # Errors
     ///
@@ -45,7 +45,7 @@ impl AgentClient {
     }
 
     /// Queues input and returns how many bytes were accepted: fewer than given when the queue of
-    /// [`INPUT_QUEUE`] bytes is full. [`AgentEvent::Writable`] reports that there is room again. `None` if
+    /// [`INPUT_QUEUE`](super::INPUT_QUEUE) bytes is full. [`AgentEvent::Writable`] reports that there is room again. `None` if
     /// the operation has no input, or it was ended, or the operation has ended.
     pub fn write_input(&mut self, handle: OperationHandle, bytes: &[u8]) -> Option<usize> {
         self.change(handle, |entry| entry.write(bytes)).flatten()

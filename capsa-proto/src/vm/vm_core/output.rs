@@ -29,22 +29,22 @@ pub enum Channel {
 /// What the driver must do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
-    /// Launch this process, and call [`VmCore::handle_connected`] for each channel whose other end it
-    /// inherits. If that fails, call [`VmCore::handle_launch_failed`] before the next
-    /// [`VmCore::poll_output`].
+    /// Launch this process, and call [`VmCore::handle_connected`](super::VmCore::handle_connected) for each channel whose other end it
+    /// inherits. If that fails, call [`VmCore::handle_launch_failed`](super::VmCore::handle_launch_failed) before the next
+    /// [`VmCore::poll_output`](super::VmCore::poll_output).
     Launch(ProcessId),
     /// Check whether the socket of this process exists, and if it does, call
-    /// [`VmCore::handle_ready`].
+    /// [`VmCore::handle_ready`](super::VmCore::handle_ready).
     CheckSocket(ProcessId),
-    /// Connect this channel, whose endpoint is a socket, and call [`VmCore::handle_connected`] or
-    /// [`VmCore::handle_connect_failed`].
+    /// Connect this channel, whose endpoint is a socket, and call [`VmCore::handle_connected`](super::VmCore::handle_connected) or
+    /// [`VmCore::handle_connect_failed`](super::VmCore::handle_connect_failed).
     Connect(Channel),
     /// Send a signal to the group of this process.
     Signal(ProcessId, Signal),
     /// Write this to the log.
     Log(LogRecord),
-    /// The VM has ended: read what [`VmCore::drain_limit`] allows from the console, close all channels,
-    /// call [`VmCore::handle_released`], and remove the VM's files. The last output.
+    /// The VM has ended: read what [`VmCore::drain_limit`](super::VmCore::drain_limit) allows from the console, close all channels,
+    /// call [`VmCore::handle_released`](super::VmCore::handle_released), and remove the VM's files. The last output.
     Release,
 }
 
