@@ -1,8 +1,8 @@
 //! Compiles the program in `guest/` to `$OUT_DIR/agent`, and writes `$OUT_DIR/built.rs`: the program, or why there
 //! is none.
 //!
-//! A missing target of the compiler is no error here: the library says so when the program is needed. A
-//! program that does not compile is an error.
+//! If the compiler lacks the target, the build goes on without the program, and the library returns the reason
+//! where the program is needed. A program that does not compile is an error.
 
 use std::env;
 use std::fs;
