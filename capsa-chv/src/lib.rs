@@ -159,8 +159,8 @@ impl HypervisorBackend for CloudHypervisor {
 
     /// Capsa alone connects to the API socket, and does so on a path of any length.
     fn longest_socket_name(&self, spec: &VmSpec) -> usize {
-        let vsock =
-            if spec.vsock || spec.agent != AgentMode::Off { LONGEST_SOCKET_NAME } else { 0 };
+        let has_vsock = spec.vsock || spec.agent == AgentMode::Required;
+        let vsock = if has_vsock { LONGEST_SOCKET_NAME } else { 0 };
         let network = if spec.network.has_card() { NETWORK_SOCKET.len() } else { 0 };
         vsock.max(network).max(virtiofsd::longest_socket_name(&spec.shares))
     }

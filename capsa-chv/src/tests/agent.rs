@@ -31,13 +31,17 @@ fn plan_agent_slot_is_that_of_vsock() {
     assert!(plan(with(28, false)).agent.is_some());
     assert!(plan(with(28, true)).agent.is_some());
     let violations = rejected(with(29, false), &host(), &all_found());
-    assert!(violations.contains("it needs 1 more devices"), "{violations}");
+    assert!(violations.contains("it needs 1 more device, and the limit is 29"), "{violations}");
 }
 
 #[test]
 fn plan_auto_agent_needs_more_than_vsock() {
     let plan = plan(VmSpec { agent: AgentMode::Auto, ..with_agent() });
     assert_eq!(plan.agent, None);
+    // So a long run directory is not rejected for its socket.
+    let with = |agent| CloudHypervisor.longest_socket_name(&VmSpec { agent, ..with_agent() });
+    assert_eq!(with(AgentMode::Auto), with(AgentMode::Off));
+    assert!(with(AgentMode::Required) > with(AgentMode::Off));
     let note = "the guest has no agent: cloud-hypervisor reaches it by vsock only";
     assert!(plan.notes.iter().any(|it| it.text.starts_with(note)), "{:?}", plan.notes);
 }
