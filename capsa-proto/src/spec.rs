@@ -295,7 +295,8 @@ pub enum AgentMode {
     /// No agent.
     #[default]
     Off,
-    /// The agent if the VM can have it, otherwise a note with the reason.
+    /// The agent if the VM can have it and the backend has more than vsock for it, otherwise a note with the
+    /// reason: many guests lack the driver of vsock.
     Auto,
     /// The agent. A VM that cannot have it is rejected: one without an initrd, with an initrd that is not an
     /// initramfs, or with an overridden kernel command line.

@@ -25,7 +25,7 @@ pub(super) const ROWS: &[Setting] = &[
         ]),
         example: "\"required\"",
         help: "Guest agent, a program that capsa adds to a copy of the initrd and that runs commands in the \
-               guest; auto: where the VM can have it; required: reject a VM that cannot",
+               guest; auto: on QEMU, where the VM can have it; required: on each backend, or reject the VM",
         default: "off; with -- COMMAND auto",
         ..ROW
     },
@@ -43,7 +43,7 @@ pub(super) const ROWS: &[Setting] = &[
         ]),
         help: "How -- COMMAND runs; agent: with standard input, and standard error apart; console: by the \
                shell on the console, for guests that cannot have the agent",
-        default: "agent where the VM can have it, else console",
+        default: "agent on QEMU, where the VM can have it, else console",
         ..ROW
     },
 ];

@@ -80,7 +80,7 @@ fn agent_impossible_is_rejected_or_noted() {
         (
             VmSpec { disks: vec![disk; 28], ..with_agent() },
             host(),
-            "1 more devices than the limit of 28",
+            "1 more device, and the limit is 28",
         ),
         (with_agent(), no_agent, "contains no agent (no reason)"),
     ];

@@ -53,7 +53,8 @@ pub(super) fn agent(
     let slots = transports.iter().filter(|transport| transport.needs_slot(spec)).count();
     let max = backend.capabilities().max_devices.map(|max| max as usize);
     if let Some(max) = max.filter(|max| spec.device_count() + slots > *max) {
-        let what = format!("it needs {slots} more devices than the limit of {max} allows");
+        let devices = if slots == 1 { "device" } else { "devices" };
+        let what = format!("it needs {slots} more {devices}, and the limit is {max}");
         return Err(cannot(&what, "attach fewer disks or shares"));
     }
     let init = spec.cmdline.get("rdinit").map(ToString::to_string);
